@@ -106,6 +106,8 @@ STRINGS = {
     # Directives, separated by commas: TARGET[SPAN]=LEVEL; each part is optional.
     "telemetry.log_filter": r"^(%(one)s(,%(one)s)*)?$"
     % {"one": r"[^,=\[\]{}\s]*(\[[^\]]*\])?(=(?i:trace|debug|info|warn|error|off|[0-5]))?"},
+    "telemetry.otlp_protocol": "^(grpc|http)$",
+    "telemetry.otlp_signals": "^ *(traces|metrics|logs)( *, *(traces|metrics|logs))* *$",
     "telemetry.otlp_endpoint": rf"^(https?://{HOST}{PORT}{PATH})?$",
 }
 CHOICES = {"store.nats.replicas": [1, 3, 5]}

@@ -1,9 +1,10 @@
-//! Answers probes and shows the state: plain HTTP on a port of its own, for Kubernetes and for
-//! operators.
+//! Answers probes and scrapes, and shows the state: plain HTTP on a port of its own, for Kubernetes
+//! and for operators.
 //!
 //! `/livez` says that the process serves, from before the store is opened until the end, even if
 //! the store or ThingSpace fails. `/readyz` says whether calls can be answered, and if not, why.
-//! `/status` is a [`page`] for people, and JSON for programs. Nothing here changes anything.
+//! `/status` is a [`page`] for people, and JSON for programs. `/metrics` has the metrics of the
+//! process, for Prometheus. Nothing here changes anything.
 
 mod page;
 
@@ -26,7 +27,11 @@ use http::{
 use http_body_util::Full;
 use hyper::body::Incoming;
 use jiff::Timestamp;
-use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
+use tokio::{
+    net::TcpListener,
+    task::{JoinHandle, spawn_blocking},
+    time::timeout,
+};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -43,6 +48,7 @@ use crate::{
         ListenerOptions,
         http1::{self, Handler},
     },
+    telemetry::metrics::text::{self, Scrape},
 };
 
 /// The most open connections, in total and from one host.
@@ -186,25 +192,47 @@ impl Handler for Readiness {
         if request.uri().path() == "/status" && is_read(request.method()) {
             return self.status(&request).await;
         }
+        let mut content_type = "text/plain; charset=utf-8";
         let (status, text): (_, Cow<'static, str>) = match request.uri().path() {
-            "/livez" | "/readyz" | "/status" if !is_read(request.method()) => {
-                (StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are allowed".into())
+            "/livez" | "/readyz" | "/status" | "/metrics" if !is_read(request.method()) => {
+                (StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are allowed\n".into())
             }
-            "/livez" => (StatusCode::OK, "alive".into()),
+            "/livez" => (StatusCode::OK, "alive\n".into()),
             "/readyz" => match self.obstacle() {
-                None => (StatusCode::OK, "ready".into()),
-                Some(obstacle) => (StatusCode::SERVICE_UNAVAILABLE, obstacle),
+                None => (StatusCode::OK, "ready\n".into()),
+                Some(obstacle) => (StatusCode::SERVICE_UNAVAILABLE, format!("{obstacle}\n").into()),
             },
-            _ => (StatusCode::NOT_FOUND, "not found; there are /livez, /readyz and /status".into()),
+            "/metrics" => match scrape(&request).await {
+                Some(scrape) => {
+                    content_type = scrape.content_type;
+                    (StatusCode::OK, scrape.text.into())
+                }
+                None => (StatusCode::NOT_FOUND, "telemetry.metrics is false\n".into()),
+            },
+            _ => (
+                StatusCode::NOT_FOUND,
+                "not found; there are /livez, /readyz, /status and /metrics\n".into(),
+            ),
         };
-        let mut answer = Response::new(format!("{text}\n").into());
+        let body = match text {
+            Cow::Borrowed(text) => Bytes::from_static(text.as_bytes()),
+            Cow::Owned(text) => Bytes::from(text),
+        };
+        let mut answer = Response::new(body.into());
         *answer.status_mut() = status;
         let headers = answer.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if status == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         }
         answer
     }
+}
+
+/// Collects the metrics on a thread that may block.
+async fn scrape(request: &Request<Incoming>) -> Option<Scrape> {
+    let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok());
+    let accept = accept.map(str::to_owned);
+    spawn_blocking(move || text::scrape(accept.as_deref())).await.ok().flatten()
 }

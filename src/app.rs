@@ -7,6 +7,7 @@
 mod callers;
 mod dev;
 mod drain;
+mod gauges;
 mod health;
 mod restore;
 
@@ -38,7 +39,7 @@ use crate::{
     requests::{Error, Requests},
     server::{self, CallService, Http2Options, ListenerOptions, tls::Tls},
     shutdown::Stop,
-    store::{Store, embedded::Embedded, nats::Nats},
+    store::{self, Store, embedded::Embedded, nats::Nats},
     thingspace::{CallbackPasswords, Client},
 };
 use drain::Running;
@@ -150,6 +151,7 @@ impl App {
             started,
             drain: drain.clone(),
         };
+        gauges::observe_all(parts.clone());
         let control = Control::bind(socket.clone(), parts.clone()).await;
         let control = control.with_context(|| format!("cannot listen on {}", socket.display()))?;
         Ok(Self {
@@ -371,11 +373,10 @@ pub fn retention(config: &Config) -> Duration {
 async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
     let retention = retention(config);
     if config.store.kind == StoreKind::Nats {
-        return Ok(Arc::new(Nats::open(&config.store.nats, retention).await?));
+        return Ok(store::measure(Nats::open(&config.store.nats, retention).await?));
     }
     let path = config.store.path.clone();
     let opened = spawn_blocking(move || Embedded::open(&path, retention)).await?;
-    Ok(Arc::new(
-        opened.with_context(|| format!("cannot open the store {}", config.store.path.display()))?,
-    ))
+    let cannot = || format!("cannot open the store {}", config.store.path.display());
+    Ok(store::measure(opened.with_context(cannot)?))
 }

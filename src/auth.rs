@@ -82,3 +82,17 @@ pub(crate) enum AuthError {
     #[error("tokens cannot be verified yet, because the key set has not been fetched")]
     NoKeys,
 }
+
+impl AuthError {
+    /// Returns the name of the error in metrics.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Missing => "no_credentials",
+            Self::Malformed => "malformed",
+            Self::Unknown => "unknown_token",
+            Self::Invalid(_) => "invalid_token",
+            Self::NoKeys => "no_keys",
+            Self::Nameless => "nameless",
+        }
+    }
+}

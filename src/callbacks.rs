@@ -40,6 +40,7 @@ use tracing::{debug, error, warn};
 use crate::{
     config::{CallbacksConfig, Network},
     identity::AccountName,
+    reload::count_reload,
     requests::Requests,
     server::{
         ListenerOptions, Peer,
@@ -155,7 +156,7 @@ impl Callbacks {
             networks,
             bodies: Bodies::default(),
             capacities: capacities.collect(),
-            counters: OutcomeCounters::default(),
+            counters: OutcomeCounters::new(accounts),
         })))
     }
 
@@ -177,6 +178,11 @@ impl Callbacks {
     /// Returns the number of requests to the listener with this outcome since the start.
     pub fn count(&self, outcome: CallbackOutcome) -> u64 {
         self.0.counters.get(outcome)
+    }
+
+    /// Returns for how long each account had no callback, since the start of this process.
+    pub(crate) fn silences(&self) -> Vec<(AccountName, Duration)> {
+        self.0.counters.silences()
     }
 
     /// Serves until `stop`, then finishes the open requests.
@@ -209,6 +215,7 @@ impl Callbacks {
             let failed = self.0.secrets.refresh().await.err();
             let failure = failed.as_ref().map(ToString::to_string);
             if let (Some(error), true) = (&failure, failure != last_failure) {
+                count_reload("callback_pair", "refused");
                 if let Some(SecretsError::SharedWithUser { .. }) = failed {
                     error!(
                         error,
@@ -336,6 +343,7 @@ impl Handler for Callbacks {
     type Body = Empty<Bytes>;
 
     async fn handle(self, request: Request<Incoming>) -> Response<Empty<Bytes>> {
+        let began = std::time::Instant::now();
         // ThingSpace may list and call the registered URL with a slash at its end.
         let secret =
             request.uri().path().trim_end_matches('/').rsplit('/').next().unwrap_or_default();
@@ -349,7 +357,7 @@ impl Handler for Callbacks {
             Ok(Err(_)) | Err(_) => (None, Err(CallbackOutcome::NotStored)),
         };
         let outcome = received.unwrap_or_else(|refused| refused);
-        self.0.counters.count(outcome, account.as_ref());
+        self.0.counters.count(outcome, account.as_ref(), began);
         let mut answer = Response::new(Empty::new());
         *answer.status_mut() = outcome.status();
         if outcome == CallbackOutcome::WrongMethod {

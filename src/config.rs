@@ -27,8 +27,8 @@ pub use network::Network;
 pub use problems::Problems;
 pub use sections::{
     AdminConfig, AllowConfig, AuthConfig, CallbacksConfig, ClientCert, ControlConfig,
-    CredentialsConfig, GrpcConfig, JwtConfig, LimitsConfig, LogFormat, NatsConfig, PollingConfig,
-    StoreConfig, StoreKind, TelemetryConfig, ThingSpaceConfig,
+    CredentialsConfig, GrpcConfig, JwtConfig, LimitsConfig, LogFormat, NatsConfig, OtlpProtocol,
+    OtlpSignals, PollingConfig, StoreConfig, StoreKind, TelemetryConfig, ThingSpaceConfig,
 };
 
 /// The longest user name or password of callbacks that ThingSpace accepts, in characters.

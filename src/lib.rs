@@ -89,14 +89,16 @@
 //!    Messages: `grpc::receive`. Waits of callers: `grpc::deadline`. Writes: `store::reserve`.
 //! 10. **An operator can see what is wrong.** Readiness: `requests::readiness`. Logins:
 //!     `thingspace::login::health`. The commands `status` and `requests`: `control::status`,
-//!     `control::requests`. What is wrong around the gateway: `doctor`.
+//!     `control::requests`. What is wrong around the gateway: `doctor`. Metrics:
+//!     `telemetry::names`, with the gauges in `app::gauges`.
 //!
 //! # What always holds
 //!
 //! - Dependencies point one way: `control` → `callbacks`; `grpc`, `callbacks`, `control`, `admin` →
 //!   `requests` → `thingspace`, `store`. `doctor` uses `control` and what is below it. `tonic` is
-//!   named only in `grpc`, `telemetry` and `app`, `reqwest` only in `thingspace`, `auth` and the
-//!   `simulator`, `redb` only in `store::embedded`, `async_nats` only in `store::nats`.
+//!   named only in `grpc`, `telemetry` and `app`, `reqwest` only in `thingspace`, `auth`,
+//!   `telemetry` and the `simulator`, `redb` only in `store::embedded`, `async_nats` only in
+//!   `store::nats`.
 //! - Only [`requests::hub`] changes the projection, and only by what it reads from the store.
 //! - Before a byte of an order is sent, the order's log and its key's cell are durable.
 //! - Before a byte of a login is sent, the login guard's cell has a claim for it. No other code

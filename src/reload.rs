@@ -17,7 +17,10 @@ use secrecy::zeroize::Zeroizing;
 use tokio::{task::spawn_blocking, time::sleep};
 use tracing::{info, warn};
 
-use crate::{lock, secret_file};
+use crate::{
+    lock, secret_file,
+    telemetry::{attribute, metrics, names},
+};
 
 /// How often files are read. Kubernetes updates mounted files within about a minute.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -33,6 +36,8 @@ type Make<T> = dyn Fn(&[Zeroizing<Vec<u8>>]) -> Result<T, String> + Send + Sync;
 
 /// A value that follows its files.
 pub(crate) struct Reloaded<T> {
+    /// What the files are, for metrics.
+    name: &'static str,
     files: Vec<PathBuf>,
     make: Arc<Make<T>>,
     state: RwLock<ReloadedState<T>>,
@@ -65,17 +70,19 @@ impl<T> fmt::Debug for Reloaded<T> {
 impl<T: Send + Sync + 'static> Reloaded<T> {
     /// Reads the files for the first time.
     pub(crate) async fn load(
+        name: &'static str,
         files: Vec<PathBuf>,
         make: impl Fn(&[Zeroizing<Vec<u8>>]) -> Result<T, String> + Send + Sync + 'static,
     ) -> Result<Self, String> {
         let make: Arc<Make<T>> = Arc::new(make);
         let state = read(files.clone(), Arc::clone(&make), None).await?;
         let state = RwLock::new(state.expect("no content is in use yet"));
-        Ok(Self { files, make, state, problem: Mutex::default() })
+        Ok(Self { name, files, make, state, problem: Mutex::default() })
     }
 
     /// Reads a file for the first time. An error of `make` completes "FILE …".
     pub(crate) async fn load_one(
+        name: &'static str,
         file: PathBuf,
         make: impl Fn(&[u8]) -> Result<T, String> + Send + Sync + 'static,
     ) -> Result<Self, String> {
@@ -83,7 +90,7 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
         let make = move |contents: &[Zeroizing<Vec<u8>>]| {
             make(&contents[0]).map_err(|why| format!("{shown} {why}"))
         };
-        Self::load(vec![file], make).await
+        Self::load(name, vec![file], make).await
     }
 
     pub(crate) fn current(&self) -> Arc<T> {
@@ -107,11 +114,13 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
             match self.refresh().await {
                 Err(why) => {
                     if last_failure.as_ref() != Some(&why) {
+                        count_reload(self.name, "refused");
                         warn!("the last content stays in use: {why}");
                     }
                     last_failure = Some(why);
                 }
                 Ok(true) => {
+                    count_reload(self.name, "used");
                     info!(files = ?self.files, "the new content of these files is in use");
                     last_failure = None;
                 }
@@ -137,6 +146,12 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
         }
         Ok(is_new)
     }
+}
+
+/// Counts files whose new content came into use or was refused.
+pub(crate) fn count_reload(files: &'static str, outcome: &'static str) {
+    let attributes = [attribute(names::FILES, files), attribute(names::OUTCOME, outcome)];
+    metrics().reloads.add(&attributes);
 }
 
 /// Reads the files. Returns `None` if their digest is that of the content in use.

@@ -44,13 +44,14 @@ pub(crate) use orders::{
     resolve::{SettleError, UnknownOrder},
 };
 pub use orders::{key, resolve::Settlement};
+pub(crate) use readiness::StoreState;
 pub use watch::token;
 
 use crate::{
     config::Config,
     identity::{AccountName, RequestId},
     lock::lock,
-    store::{LogName, Position, Store, StoreError},
+    store::{LogName, Position, Store, StoreError, StoreMeasures},
     thingspace::Client,
 };
 use called_back::MAX_SPELLING_LOOKUPS;
@@ -180,6 +181,7 @@ impl Requests {
             hub: Arc::clone(&hub),
             queries: Arc::clone(&queries),
             config: polling.clone(),
+            schedule: Mutex::default(),
         };
         let resolver = Resolver {
             store: Arc::clone(&store),
@@ -245,6 +247,25 @@ impl Requests {
             finished_by_poll: self.hub.finished(FinishedBy::Poll),
             stray_callbacks: self.stray_callbacks.load(Ordering::Relaxed),
         }
+    }
+
+    /// Returns the account of each open request, the time of its first event, and the number of its
+    /// devices.
+    pub(crate) fn open_by_account(&self) -> Vec<(AccountName, Timestamp, usize)> {
+        self.hub.open_requests_by_account()
+    }
+
+    /// Returns the number of requests whose poll is due and has not begun.
+    pub(crate) fn poll_backlog(&self) -> usize {
+        self.poller.backlog()
+    }
+
+    /// Returns what operators measure of the store, and the events that were not read yet, if that
+    /// is known.
+    pub(crate) fn store_measures(&self) -> (StoreMeasures, Option<u64>) {
+        let measures = self.store.measures();
+        let lag = measures.end.map(|end| self.hub.lag(end));
+        (measures, lag)
     }
 
     /// Returns the unknown orders, oldest first.

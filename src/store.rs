@@ -8,6 +8,7 @@
 
 mod cell;
 pub mod embedded;
+mod measured;
 pub mod nats;
 
 #[cfg(test)]
@@ -16,6 +17,8 @@ mod contract;
 pub(crate) use cell::{
     CELL_FORMAT, change_cell, decode_cell, load_cell, load_or_create, must_be_current, swap_cell,
 };
+
+pub(crate) use measured::measure;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -134,8 +137,26 @@ pub trait Store: Send + Sync + fmt::Debug {
         None
     }
 
+    /// Returns what operators measure. May read the state of a file, which blocks for a moment.
+    fn measures(&self) -> StoreMeasures {
+        StoreMeasures::default()
+    }
+
     /// Finishes the appends in progress, refuses others, and releases the store's files.
     async fn close(&self);
+}
+
+/// What operators measure of a store. `None`: not known now.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StoreMeasures {
+    /// The position of the last event.
+    pub end: Option<Position>,
+    /// The size of the file, or of the stream of events, in bytes.
+    pub size: Option<u64>,
+    /// The bytes that still fit: on the disk, or into the stream.
+    pub room: Option<u64>,
+    /// The connections to servers by name, and whether they are up.
+    pub connections: Vec<(&'static str, bool)>,
 }
 
 /// The name of a log: of a request or of an order.

@@ -1,97 +1,153 @@
-//! Logs and traces. `main` sets them up once and flushes them at the end.
+//! Logs, metrics and traces. `main` sets them up once and flushes them at the end.
 //!
-//! Logs go to standard error, because `dev` and `check` print to standard output. Traces go to an
-//! OTLP collector, if one is configured. The exporter's own traffic is not traced, because each
-//! export would cause another one. A collector that does not answer delays only the end of the
-//! process, by at most [`FLUSH_TIMEOUT`].
+//! - Logs go to standard error, because `dev` and `check` print to standard output.
+//! - Metrics are at `/metrics` of the admin listener; [`names`] lists them.
+//! - An OTLP [`collector`] gets logs, metrics and traces, if one is configured. The exporter's own
+//!   traffic is neither logged there nor traced, because each export would cause another one.
+//!   Without a collector, no span is created.
+//!
+//! A collector that does not answer delays only the end of the process, by at most
+//! [`FLUSH_TIMEOUT`].
 
 mod audit;
 mod collector;
+pub(crate) mod metrics;
+pub(crate) mod names;
 pub(crate) mod recent_errors;
 pub(crate) mod rpc;
-mod semconv;
 
 use std::{
     io::{self, IsTerminal},
+    thread,
     time::Duration,
 };
 
 use anyhow::Context;
 use opentelemetry::{KeyValue, global, trace::TracerProvider};
-use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithTonicConfig};
-use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
+use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
+use opentelemetry_sdk::{
+    Resource, error::OTelSdkResult, logs::SdkLoggerProvider, metrics::SdkMeterProvider,
+    propagation::TraceContextPropagator, trace::SdkTracerProvider,
+};
+use tracing::Metadata;
 use tracing_subscriber::{
     EnvFilter, Layer, Registry,
     filter::{FilterExt, filter_fn},
     fmt,
-    layer::SubscriberExt,
+    layer::{Filter, SubscriberExt},
     util::SubscriberInitExt,
 };
 
-use crate::config::{LogFormat, TelemetryConfig};
+use crate::config::{LogFormat, OtlpSignals, TelemetryConfig};
+use collector::Collector;
 
 pub(crate) use audit::{AUDIT, AuditEntry, PendingEntry};
+pub(crate) use collector::read_headers;
+pub(crate) use metrics::{attribute, metrics};
 
 const SERVICE_NAME: &str = "thingspace-gateway";
 
 /// How long [`Telemetry::flush`] may take.
 pub(crate) const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The spans that are traced. The others belong to the exporter, or are too detailed for a trace.
-const TRACED: &str = "info,hyper=off,h2=off,tonic=off,tower=off,reqwest=off,opentelemetry=off";
+/// The libraries through which telemetry is exported. They also serve other connections, but their
+/// spans are too detailed for a trace.
+const EXPORTERS: [&str; 6] = ["hyper", "h2", "tonic", "tower", "reqwest", "opentelemetry"];
 
-/// The exporter of traces, which has to be flushed.
+type BoxedLayer = Box<dyn Layer<Registry> + Send + Sync>;
+
+/// What has to be flushed.
 #[derive(Debug)]
 #[must_use]
 pub struct Telemetry {
     traces: Option<SdkTracerProvider>,
+    metrics: Option<SdkMeterProvider>,
+    logs: Option<SdkLoggerProvider>,
 }
 
-/// Installs the log, tracer and propagator of the process. Must be called once, inside a runtime.
-/// Fails only for a wrong configuration.
+/// Installs the log, the metrics, the tracer and the propagator of the process. Must be called
+/// once, inside the runtime. Fails only for a wrong configuration.
 pub fn init(config: &TelemetryConfig) -> anyhow::Result<Telemetry> {
     global::set_text_map_propagator(TraceContextPropagator::new());
-    let traces = match config.otlp_endpoint.as_str() {
-        "" => None,
-        _ => Some(exporter(config).context("telemetry.otlp_endpoint")?),
+    let collector = Collector::new(config).context("telemetry.otlp_endpoint")?;
+    let collector = collector.as_ref();
+    let OtlpSignals { traces, metrics, logs } = config.otlp_signals;
+    let traces = collector.filter(|_| traces).map(Collector::traces).transpose()?.map(|exporter| {
+        SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource()).build()
+    });
+    let logs = collector.filter(|_| logs).map(Collector::logs).transpose()?.map(|exporter| {
+        SdkLoggerProvider::builder().with_batch_exporter(exporter).with_resource(resource()).build()
+    });
+    let metrics = if config.metrics {
+        let exporter = collector.filter(|_| metrics).map(Collector::metrics).transpose()?;
+        Some(metrics::install(resource(), exporter)?)
+    } else {
+        None
     };
-    let spans = traces.as_ref().map(|provider| {
-        tracing_opentelemetry::layer()
-            .with_tracer(provider.tracer(SERVICE_NAME))
+    let mut layers = vec![log(config.log_format).with_filter(lines(config)?).boxed()];
+    if let Some(traces) = &traces {
+        let spans = tracing_opentelemetry::layer()
+            .with_tracer(traces.tracer(SERVICE_NAME))
             .with_location(false)
             .with_target(false)
             .with_threads(false)
-            .with_tracked_inactivity(false)
-            .with_filter(EnvFilter::new(TRACED))
-    });
-    let filter = EnvFilter::try_new(&config.log_filter).context("telemetry.log_filter")?;
-    // Filters do not apply to audit lines.
-    let audit = filter_fn(|metadata| metadata.target() == AUDIT);
-    // Spans are not logged, so lines do not repeat their fields.
-    let filter = filter.or(audit).and(filter_fn(|metadata| !metadata.is_span()));
-    let registry = tracing_subscriber::registry().with(log(config.log_format).with_filter(filter));
-    // A layer that is `None` has no filter. So it would enable every span and every event of all
-    // libraries, for example several for each frame of HTTP/2, although nobody reads them.
-    match spans {
-        Some(spans) => registry.with(spans).try_init()?,
-        None => registry.try_init()?,
+            .with_tracked_inactivity(false);
+        let filter = EnvFilter::new("info").and(filter_fn(is_not_exporter));
+        layers.push(spans.with_filter(filter).boxed());
     }
-    Ok(Telemetry { traces })
+    if let Some(logs) = &logs {
+        let filter = lines(config)?.and(filter_fn(is_not_exporter));
+        layers.push(OpenTelemetryTracingBridge::new(logs).with_filter(filter).boxed());
+    }
+    tracing_subscriber::registry().with(layers).try_init()?;
+    Ok(Telemetry { traces, metrics, logs })
+}
+
+/// Returns the filter of log lines. It lets no span pass, so lines do not repeat the fields of
+/// spans, and every audit line.
+fn lines(config: &TelemetryConfig) -> anyhow::Result<impl Filter<Registry> + use<>> {
+    let filter = EnvFilter::try_new(&config.log_filter).context("telemetry.log_filter")?;
+    let audit = filter_fn(|metadata| metadata.target() == AUDIT);
+    Ok(filter.or(audit).and(filter_fn(|metadata| !metadata.is_span())))
+}
+
+fn is_not_exporter(metadata: &Metadata<'_>) -> bool {
+    let library = metadata.target().split("::").next().unwrap_or_default();
+    // This module's own lines say that the exporters have ended.
+    !EXPORTERS.iter().any(|exporter| library.starts_with(exporter))
+        && metadata.target() != module_path!()
 }
 
 impl Telemetry {
-    /// Sends the last spans. Blocks for at most [`FLUSH_TIMEOUT`], so it must not be called on a
-    /// worker of a runtime.
+    /// Sends the last spans, values and lines. Blocks for at most [`FLUSH_TIMEOUT`], so it must not
+    /// be called on a worker of a runtime.
     pub fn flush(self) {
-        if let Some(traces) = self.traces
-            && let Err(error) = traces.shutdown_with_timeout(FLUSH_TIMEOUT)
-        {
-            tracing::warn!(%error, "the last traces are lost; check telemetry.otlp_endpoint");
-        }
+        let Self { traces, metrics, logs } = self;
+        // At the same time, because a collector that does not answer delays each of them.
+        thread::scope(|scope| {
+            let flush = |signal, flushed: OTelSdkResult| {
+                if let Err(error) = flushed {
+                    tracing::warn!(
+                        signal,
+                        %error,
+                        "the last telemetry is lost; check telemetry.otlp_endpoint"
+                    );
+                }
+            };
+            if let Some(traces) = &traces {
+                scope.spawn(move || flush("traces", traces.shutdown_with_timeout(FLUSH_TIMEOUT)));
+            }
+            if let Some(metrics) = &metrics {
+                scope.spawn(move || flush("metrics", metrics.shutdown_with_timeout(FLUSH_TIMEOUT)));
+            }
+            if let Some(logs) = &logs {
+                scope.spawn(move || flush("logs", logs.shutdown_with_timeout(FLUSH_TIMEOUT)));
+            }
+        });
     }
 }
 
-fn log(format: LogFormat) -> Box<dyn Layer<Registry> + Send + Sync> {
+fn log(format: LogFormat) -> BoxedLayer {
     let layer = fmt::layer().with_writer(io::stderr);
     match format {
         LogFormat::Json => layer.json().flatten_event(true).boxed(),
@@ -100,25 +156,13 @@ fn log(format: LogFormat) -> Box<dyn Layer<Registry> + Send + Sync> {
     }
 }
 
-fn exporter(config: &TelemetryConfig) -> anyhow::Result<SdkTracerProvider> {
-    let exporter = SpanExporter::builder().with_tonic();
-    let exporter = match collector::over_tls(config)? {
-        Some(channel) => exporter.with_channel(channel),
-        None => exporter.with_endpoint(&config.otlp_endpoint),
-    };
-    Ok(SdkTracerProvider::builder()
-        .with_batch_exporter(exporter.build()?)
-        .with_resource(resource())
-        .build())
-}
-
 /// Returns the name and version of the service. OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES
 /// override the name.
 fn resource() -> Resource {
-    let version = KeyValue::new(semconv::SERVICE_VERSION, env!("CARGO_PKG_VERSION"));
+    let version = KeyValue::new(names::SERVICE_VERSION, env!("CARGO_PKG_VERSION"));
     let detected = Resource::builder().with_attribute(version.clone()).build();
     let is_named = detected
-        .get(&semconv::SERVICE_NAME.into())
+        .get(&names::SERVICE_NAME.into())
         .is_some_and(|name| !name.as_str().starts_with("unknown_service"));
     if is_named {
         detected

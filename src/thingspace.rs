@@ -24,7 +24,8 @@ pub use client::{BuildError, Client, PollPermit};
 pub(crate) use client::{OrderPermit, Purpose, Retries, StatusLookup};
 pub use error::{Error, Refusal, RefusalKind};
 pub(crate) use login::{
-    CallbackPasswords, LoginHealth, UnblockMode, UnblockOutcome, UnblockRefusal, Unblocked,
+    CallbackPasswords, LoginHealth, LoginMeasures, LoginState, TokenMeasures, UnblockMode,
+    UnblockOutcome, UnblockRefusal, Unblocked,
 };
 
 use aws_lc_rs::digest;

@@ -39,7 +39,7 @@ impl Authenticator {
         policy: Policy,
     ) -> Result<Self, String> {
         let tokens = match tokens_file {
-            Some(file) => Some(Reloaded::load_one(file, Tokens::parse).await?),
+            Some(file) => Some(Reloaded::load_one("tokens", file, Tokens::parse).await?),
             None => None,
         };
         Ok(Self(Arc::new(AuthenticatorInner { tokens, jwt, certificates, policy })))

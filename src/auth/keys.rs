@@ -25,6 +25,9 @@ use crate::{
     secret_file,
 };
 
+/// What the files of authorities are, for metrics.
+const AUTHORITIES: &str = "key_set_authorities";
+
 /// How often the set is fetched.
 const REFRESH: Duration = Duration::from_mins(5);
 
@@ -67,7 +70,7 @@ enum Source {
 impl KeySource {
     /// Reads the set from a file.
     pub(crate) async fn file(file: PathBuf) -> Result<Self, String> {
-        Reloaded::load_one(file, Keys::parse).await.map(|keys| Self(Source::File(keys)))
+        Reloaded::load_one("key_set", file, Keys::parse).await.map(|keys| Self(Source::File(keys)))
     }
 
     /// Prepares to fetch the set.
@@ -155,10 +158,10 @@ impl FetchedKeys {
         let KeySetUrl { url, ca_file, token_file } = location;
         let url = url.parse().map_err(|_| format!("{url} is no URL"))?;
         let client = match ca_file {
-            None => Reloaded::load(Vec::new(), |_| client(None)).await,
+            None => Reloaded::load(AUTHORITIES, Vec::new(), |_| client(None)).await,
             Some(file) => {
                 let files = vec![file.clone()];
-                Reloaded::load(files, move |contents| {
+                Reloaded::load(AUTHORITIES, files, move |contents| {
                     client(Some(certificate::authorities(&file, &contents[0])?))
                 })
                 .await

@@ -3,12 +3,25 @@
 //! The port may be open to the internet, so each outcome is logged when it first occurs and then at
 //! most once a minute.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    collections::HashMap,
+    slice,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use http::StatusCode;
 use tracing::{debug, warn};
 
-use crate::{identity::AccountName, log_throttle::LogThrottle};
+use crate::{
+    identity::AccountName,
+    lock::lock,
+    log_throttle::LogThrottle,
+    telemetry::{attribute, metrics, names},
+};
 
 /// The outcome of a request to the listener. `status` shows how often each occurred.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,19 +102,48 @@ impl CallbackOutcome {
 }
 
 /// Counts outcomes, and logs all but [`CallbackOutcome::Stored`].
-#[derive(Debug, Default)]
-pub(super) struct OutcomeCounters([(AtomicU64, LogThrottle); OUTCOMES.len()]);
+#[derive(Debug)]
+pub(super) struct OutcomeCounters {
+    outcomes: [(AtomicU64, LogThrottle); OUTCOMES.len()],
+    /// When the last callback of each account was stored, or when this was created.
+    stored: Mutex<HashMap<AccountName, Instant>>,
+}
 
 impl OutcomeCounters {
-    pub(super) fn get(&self, outcome: CallbackOutcome) -> u64 {
-        self.0[outcome as usize].0.load(Ordering::Relaxed)
+    pub(super) fn new(accounts: &[AccountName]) -> Self {
+        let now = Instant::now();
+        let stored = accounts.iter().map(|account| (account.clone(), now)).collect();
+        Self { outcomes: Default::default(), stored: Mutex::new(stored) }
     }
 
-    /// Counts a request. Its account is known only if its path named one.
-    pub(super) fn count(&self, outcome: CallbackOutcome, account: Option<&AccountName>) {
-        let (count, lines) = &self.0[outcome as usize];
+    pub(super) fn get(&self, outcome: CallbackOutcome) -> u64 {
+        self.outcomes[outcome as usize].0.load(Ordering::Relaxed)
+    }
+
+    /// Returns for how long each account had no callback.
+    pub(super) fn silences(&self) -> Vec<(AccountName, Duration)> {
+        let stored = lock(&self.stored);
+        stored.iter().map(|(account, at)| (account.clone(), at.elapsed())).collect()
+    }
+
+    /// Counts a request that began at this time. Its account is known only if its path named one.
+    pub(super) fn count(
+        &self,
+        outcome: CallbackOutcome,
+        account: Option<&AccountName>,
+        began: Instant,
+    ) {
+        let (count, lines) = &self.outcomes[outcome as usize];
         count.fetch_add(1, Ordering::Relaxed);
+        let named = attribute(names::OUTCOME, outcome.name());
+        metrics().callback_duration.record(began.elapsed(), slice::from_ref(&named));
+        let account_named = account.map(|account| attribute(names::ACCOUNT, account.to_string()));
+        let attributes: Vec<_> = account_named.into_iter().chain([named]).collect();
+        metrics().callbacks.add(&attributes);
         if outcome == CallbackOutcome::Stored {
+            if let Some(account) = account {
+                lock(&self.stored).insert(account.clone(), Instant::now());
+            }
             return;
         }
         let Some(times) = lines.count() else { return };

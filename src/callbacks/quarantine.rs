@@ -31,6 +31,7 @@ use crate::{
     log_throttle::LogThrottle,
     proto::storage::{QuarantineBody, QuarantineEntry, QuarantineIndex},
     store::{CellName, Store, StoreError, change_cell, load_cell},
+    telemetry::metrics,
 };
 use mask::without_passwords;
 use quota::Allowances;
@@ -104,6 +105,7 @@ impl Quarantine {
         // Empties the cells of the evicted bodies. `put` keeps a newer body in one of these cells.
         for entry in evicted {
             self.evicted.fetch_add(1, Ordering::Relaxed);
+            metrics().quarantine_evicted.add(&[]);
             if let Some(times) = self.evictions.count() {
                 warn!(
                     %account, times,

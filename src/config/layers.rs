@@ -10,7 +10,9 @@ use std::{collections::HashMap, path::Path};
 use config::{Config as Layer, ConfigError, File, FileFormat, Map, Source, Value, ValueKind};
 use serde::{Deserialize, de::DeserializeOwned};
 
-use super::{AllowConfig, Config, CredentialsConfig, duration, problems::Problems, validate};
+use super::{
+    AllowConfig, Config, CredentialsConfig, OtlpSignals, duration, problems::Problems, validate,
+};
 
 const DEFAULTS: &str = include_str!("../config.default.toml");
 
@@ -74,6 +76,12 @@ pub(super) fn merge(
         .expect("each value was tried on the defaults");
     if env.get("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
         config.telemetry.otlp_endpoint.clear();
+        config.telemetry.metrics = false;
+    }
+    let is_set = |name| env.get(name).is_some_and(|value| !value.is_empty());
+    if is_set("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") && !is_set("OTEL_EXPORTER_OTLP_ENDPOINT") {
+        // That collector may accept nothing else.
+        config.telemetry.otlp_signals = OtlpSignals { traces: true, metrics: false, logs: false };
     }
     (config, problems)
 }

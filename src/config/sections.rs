@@ -66,7 +66,7 @@ impl TryFrom<String> for ClientCert {
     }
 }
 
-/// `[admin]`: the listener for probes.
+/// `[admin]`: the listener for probes and scrapes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AdminConfig {
     #[serde(deserialize_with = "listen_address")]
@@ -305,13 +305,72 @@ pub struct LimitsConfig {
     pub caller_open_devices: usize,
 }
 
-/// `[telemetry]`: logs and traces.
+/// `[telemetry]`: logs, metrics and traces.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TelemetryConfig {
     pub log_format: LogFormat,
     pub log_filter: String,
+    pub metrics: bool,
     pub otlp_endpoint: String,
+    pub otlp_protocol: OtlpProtocol,
+    pub otlp_signals: OtlpSignals,
+    pub otlp_headers_file: PathBuf,
     pub otlp_ca_file: PathBuf,
+}
+
+/// How the collector is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", rename_all(serialize = "lowercase"))]
+pub enum OtlpProtocol {
+    Grpc,
+    Http,
+}
+
+impl TryFrom<String> for OtlpProtocol {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        // The name in OTEL_EXPORTER_OTLP_PROTOCOL.
+        let text = if text == "http/protobuf" { "http" } else { &text };
+        choose(text, [("grpc", Self::Grpc), ("http", Self::Http)])
+    }
+}
+
+/// What the collector gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct OtlpSignals {
+    pub traces: bool,
+    pub metrics: bool,
+    pub logs: bool,
+}
+
+impl TryFrom<String> for OtlpSignals {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let mut signals = Self { traces: false, metrics: false, logs: false };
+        for name in text.split(',').map(str::trim) {
+            match name {
+                "traces" => signals.traces = true,
+                "metrics" => signals.metrics = true,
+                "logs" => signals.logs = true,
+                _ => {
+                    return Err(format!(
+                        "{name:?} is unknown; write \"traces,metrics,logs\", or some of these names"
+                    ));
+                }
+            }
+        }
+        Ok(signals)
+    }
+}
+
+impl From<OtlpSignals> for String {
+    fn from(OtlpSignals { traces, metrics, logs }: OtlpSignals) -> Self {
+        let signals = [(traces, "traces"), (metrics, "metrics"), (logs, "logs")];
+        let names: Vec<_> =
+            signals.into_iter().filter_map(|(sent, name)| sent.then_some(name)).collect();
+        names.join(",")
+    }
 }
 
 /// The format of log lines.

@@ -30,6 +30,7 @@ use super::{
 use crate::{
     certificate::{self, ServerCertificate},
     secret_file,
+    telemetry::read_headers,
 };
 
 /// The connections that each set of credentials needs: one for each class of calls.
@@ -123,6 +124,10 @@ pub(super) fn deployment(config: &Config, file: Option<&Path>) -> Problems {
     let ca_file = &config.telemetry.otlp_ca_file;
     if is_set(ca_file) {
         problems.check("telemetry.otlp_ca_file", certificate::check_authorities(ca_file));
+    }
+    let headers_file = &config.telemetry.otlp_headers_file;
+    if is_set(headers_file) {
+        problems.check("telemetry.otlp_headers_file", read_headers(headers_file));
     }
     problems.front_door_files(&config.grpc, &config.auth);
     problems.callback_files(&config.callbacks);

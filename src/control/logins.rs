@@ -58,7 +58,7 @@ pub(super) fn routes() -> Router<GatewayParts> {
 
 pub(super) fn logins(parts: &GatewayParts) -> Vec<LoginStatus> {
     let logins = parts.client.login_health().map(|(name, health)| {
-        let LoginHealth { healthy, sentence } = health.borrow().clone();
+        let LoginHealth { healthy, sentence, .. } = health.borrow().clone();
         LoginStatus { credentials: name.to_owned(), healthy, standing: sentence }
     });
     logins.collect()

@@ -19,7 +19,7 @@ use crate::{
     auth::{AuthError, Authenticator, Caller, Method},
     log_throttle::LogThrottle,
     server::Connection,
-    telemetry::AuditEntry,
+    telemetry::{AuditEntry, attribute, metrics, names, rpc::CallSubject},
 };
 
 /// The most lines in the audit log about callers without credentials, in a minute, and about those
@@ -94,6 +94,9 @@ where
                     return Ok(status::unauthenticated(error).into_http());
                 }
             };
+            if let Some(subject) = request.extensions().get::<CallSubject>() {
+                subject.set_caller(caller.known_name());
+            }
             let sender = Sender { caller, address };
             request.extensions_mut().insert(sender);
             inner.call(request).await
@@ -103,6 +106,7 @@ where
 
 impl Denials {
     fn audit(&self, error: AuthError, method: &str, address: Option<SocketAddr>) {
+        count(error.name());
         let throttle = match error {
             AuthError::Missing => &self.without_credentials,
             _ => &self.with_wrong_credentials,
@@ -133,6 +137,11 @@ fn write_further(times: u64) {
         let what = "further calls were denied: their callers are not authenticated";
         others.write(what, DENIED, None);
     }
+}
+
+/// Counts a denied call.
+pub(super) fn count(reason: &'static str) {
+    metrics().calls_denied.add(&[attribute(names::REASON, reason)]);
 }
 
 /// The outcome of a call that is not made.

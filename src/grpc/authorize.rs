@@ -15,7 +15,7 @@ use tower::Service;
 
 use super::{
     API,
-    authenticate::{DENIED, Sender},
+    authenticate::{DENIED, Sender, count},
     status,
 };
 use crate::{
@@ -67,6 +67,7 @@ where
 
 /// Records and answers a call that the policy does not allow.
 pub(super) fn denied(sender: &Sender, method: Method, account: Option<&AccountName>) -> Status {
+    count("not_allowed");
     let mut entry = sender.audit_entry(method);
     entry.account = account.map(AccountName::to_string);
     entry.write("a call was denied: no entry of auth.allow allows it", DENIED, None);

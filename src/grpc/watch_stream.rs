@@ -22,12 +22,14 @@ use futures_util::stream;
 use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::StreamBody;
+use opentelemetry::Value;
 use tokio::time::Instant;
 use tokio_util::{
     sync::{CancellationToken, WaitForCancellationFutureOwned},
     task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
 use tonic::{Status, body::Body, server::NamedService};
+use tonic_types::StatusExt;
 use tower::Service;
 
 use super::{
@@ -46,6 +48,10 @@ use crate::{
     },
     server::spread_age,
     store::StoreError,
+    telemetry::{
+        metrics::{Held, attribute, metrics},
+        names,
+    },
 };
 
 /// When the gateway drains, at most this many watches end in a second, unless there are too many
@@ -115,6 +121,8 @@ pub(super) struct WatchStream {
     /// `None`: both were cancelled.
     closing: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     ended: bool,
+    /// Counts the watch as open.
+    _open: Held<0>,
     /// The drain waits until this is dropped.
     _call: TaskTrackerToken,
 }
@@ -138,6 +146,8 @@ impl WatchStream {
             expires.map(|at| (at, WatchEnd::TokenExpired)),
         ];
         let end = ends.into_iter().flatten().min_by_key(|(at, _)| *at);
+        let start = if watch.token().is_some() { "resume" } else { "snapshot" };
+        metrics().watches_begun.add(&[attribute(names::START, start)]);
         Self {
             watch,
             partial: Partial::Nothing,
@@ -146,6 +156,7 @@ impl WatchStream {
             end: end.expect("each watch has an age"),
             closing: Some(Box::pin(closing.cancelled_owned())),
             ended: false,
+            _open: metrics().watches_open.hold([]),
             _call: call,
         }
     }
@@ -176,6 +187,8 @@ impl WatchStream {
 
     fn finish(&mut self, status: &Status) -> Frame<Bytes> {
         self.ended = true;
+        let reason = status.get_details_error_info().map(|info| info.reason);
+        count_end(reason.map_or(FINAL.into(), Value::from));
         Frame::trailers(status::trailers(status))
     }
 
@@ -246,6 +259,25 @@ impl WatchStream {
         status::of_watch(error, self.watch.token())
     }
 }
+
+impl Drop for WatchStream {
+    fn drop(&mut self) {
+        if !self.ended {
+            count_end(LEFT.into());
+        }
+    }
+}
+
+/// Counts a watch that ended: for the reason in its status, or for one of these.
+fn count_end(reason: Value) {
+    metrics().watches_ended.add(&[attribute(names::REASON, reason)]);
+}
+
+/// The state of the request is final.
+const FINAL: &str = "FINAL";
+
+/// The caller left, was too slow, or its deadline passed before a message could be sent.
+const LEFT: &str = "LEFT";
 
 /// Waits for a cancellation, or forever.
 async fn cancelled(cancelled: Option<&mut Pin<Box<WaitForCancellationFutureOwned>>>) {

@@ -10,6 +10,7 @@ use crate::{
     identity::{AccountName, RequestId},
     proto::storage,
     store::LogName,
+    telemetry::{attribute, metrics, names},
 };
 
 /// The maximum number of concurrent lookups of a request id's spelling, and the time for each.
@@ -65,6 +66,7 @@ impl Requests {
     /// Counts a callback for an unknown request. Logs only the first, because other systems of the
     /// account may place many such requests.
     fn count_stray(&self, account: &AccountName) {
+        metrics().callbacks_stray.add(&[attribute(names::ACCOUNT, account.to_string())]);
         if self.stray_callbacks.fetch_add(1, Ordering::Relaxed) == 0 {
             info!(
                 %account,

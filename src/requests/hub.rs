@@ -221,6 +221,17 @@ impl Hub {
         self.progress.borrow().folded.map(|p| p.epoch)
     }
 
+    /// Returns the number of events up to `end` that are not folded. Sequences may have gaps, so it
+    /// is an upper bound.
+    pub(crate) fn lag(&self, end: Position) -> u64 {
+        match self.progress.borrow().folded {
+            Some(folded) if folded.epoch == end.epoch => {
+                end.sequence.saturating_sub(folded.sequence)
+            }
+            _ => end.sequence,
+        }
+    }
+
     pub(crate) fn open_devices(&self) -> usize {
         lock(&self.projection).open_devices.total()
     }

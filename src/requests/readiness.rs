@@ -113,6 +113,11 @@ impl Requests {
         self.store.accept_loss(restored).await
     }
 
+    /// Whether the store can be used, and its last write succeeded.
+    pub(crate) fn is_store_usable(&self) -> bool {
+        self.store.trouble().is_none()
+    }
+
     /// Returns why the store cannot be used, or takes no new orders.
     pub(crate) fn store_trouble(&self) -> Option<String> {
         let shortage = || Some(format!("new orders are refused: {}", self.store.shortage()?));

@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use tokio::{
     sync::watch::Receiver,
     time::{Instant, Sleep, sleep_until},
@@ -31,6 +32,7 @@ use super::{
 use crate::{
     identity::RequestId,
     store::{Position, StoreError},
+    telemetry::metrics,
 };
 
 /// Heartbeats are earlier by up to one part in this many of their interval. Otherwise a change,
@@ -175,6 +177,7 @@ impl Watch {
         let Some(sent) = self.cursor else {
             return Ok(Watched::Event(WatchEvent::Snapshot(Snapshot::whole(&tracked))));
         };
+        let mut waited = false;
         loop {
             // Marked as seen before the state is read, so that a later change ends the wait below.
             self.changes.borrow_and_update();
@@ -190,6 +193,12 @@ impl Watch {
                 let transitions =
                     after(&self.hub, &tracked, sent.revision, &mut self.reading).await?;
                 if transitions.as_ref().is_none_or(|transitions| !transitions.is_empty()) {
+                    if let Some(newest) = transitions.iter().flatten().last()
+                        && waited
+                    {
+                        let took = Timestamp::now().duration_since(newest.time);
+                        metrics().watch_delay.record(took.try_into().unwrap_or_default(), &[]);
+                    }
                     return Ok(Watched::Event(as_event(&tracked, transitions)));
                 }
             }
@@ -202,8 +211,9 @@ impl Watch {
                 self.timer.as_mut().reset(at);
             }
             tokio::select! {
-                changed = self.changes.changed() => if changed.is_err() {
-                    return Err(store_replaced());
+                changed = self.changes.changed() => match changed {
+                    Ok(()) => waited = true,
+                    Err(_) => return Err(store_replaced()),
                 },
                 () = self.timer.as_mut(), if at.is_some() => {}
             }

@@ -19,7 +19,11 @@ use super::{
     connections::{ConnectionLimit, Peer},
     tls::Tls,
 };
-use crate::{config::Network, log_throttle::LogThrottle};
+use crate::{
+    config::Network,
+    log_throttle::LogThrottle,
+    telemetry::{attribute, metrics, names},
+};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -92,6 +96,7 @@ pub(super) async fn serve(
             }
         };
         if !is_allowed(&networks, address) {
+            count_refused(name, "network");
             if let Some(times) = refused.count() {
                 warn!(
                     listener = name,
@@ -104,6 +109,7 @@ pub(super) async fn serve(
             continue;
         }
         let Some(slot) = limit.admit(address).await else {
+            count_refused(name, "limit");
             if let Some(times) = full.count() {
                 warn!(
                     listener = name,
@@ -119,6 +125,7 @@ pub(super) async fn serve(
         let failed_handshakes = Arc::clone(&failed_handshakes);
         connections.spawn(async move {
             let peer = slot.0.clone();
+            let _open = metrics().connections_open.hold([attribute(names::LISTENER, name)]);
             let serving = async {
                 let stream = handshake(tcp, tls, (name, address), &failed_handshakes).await;
                 if let Some(stream) = stream {
@@ -127,7 +134,7 @@ pub(super) async fn serve(
             };
             tokio::select! {
                 () = serving => {}
-                () = slot.evicted() => {}
+                () = slot.evicted() => count_refused(name, "evicted"),
             }
         });
         // Even under load, an accepted connection is read before the next one is accepted.
@@ -154,11 +161,16 @@ fn is_allowed(networks: &[Network], address: SocketAddr) -> bool {
     networks.is_empty() || networks.iter().any(|network| network.contains(address.ip()))
 }
 
+fn count_refused(listener: &'static str, reason: &'static str) {
+    let attributes = [attribute(names::LISTENER, listener), attribute(names::REASON, reason)];
+    metrics().connections_refused.add(&attributes);
+}
+
 /// Returns the connection after its TLS handshake; `None` if the handshake failed.
 async fn handshake(
     tcp: TcpStream,
     tls: Option<Tls>,
-    (name, peer): (&str, SocketAddr),
+    (name, peer): (&'static str, SocketAddr),
     failed: &LogThrottle,
 ) -> Option<Stream> {
     // Without this option answers are only slower.
@@ -167,6 +179,7 @@ async fn handshake(
     match timeout(HANDSHAKE_TIMEOUT, tls.acceptor().accept(tcp)).await {
         Ok(Ok(stream)) => return Some(Either::Right(stream)),
         Ok(Err(error)) => {
+            count_refused(name, "handshake");
             if let Some(times) = failed.count() {
                 info!(
                     %error,
@@ -177,7 +190,10 @@ async fn handshake(
                 );
             }
         }
-        Err(_) => debug!(listener = name, %peer, "a TLS handshake took too long"),
+        Err(_) => {
+            count_refused(name, "handshake");
+            debug!(listener = name, %peer, "a TLS handshake took too long");
+        }
     }
     None
 }

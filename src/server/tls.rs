@@ -79,7 +79,8 @@ impl Tls {
         let mut files = vec![options.cert_file.clone(), options.key_file.clone()];
         files.extend(options.clients.as_ref().map(|clients| clients.ca_file.clone()));
         let listener = options.listener;
-        let loaded = Reloaded::load(files, move |contents| options.make(contents)).await?;
+        let loaded =
+            Reloaded::load(options.listener, files, move |contents| options.make(contents)).await?;
         Ok(Self(Arc::new(TlsInner { listener, loaded })))
     }
 

@@ -26,7 +26,7 @@ mod tests;
 
 use std::{
     fmt,
-    fs::File,
+    fs::{self, File},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, RwLock, mpsc},
     time::Duration,
@@ -54,10 +54,13 @@ use self::{
     tables::{StoreIdentity, StoredState},
 };
 use super::{
-    CellName, Entry, Followed, IN_FLIGHT_BYTES, LogName, Loss, Position, Store, StoreError, Swap,
-    Version, Versioned, reserve,
+    CellName, Entry, Followed, IN_FLIGHT_BYTES, LogName, Loss, Position, Store, StoreError,
+    StoreMeasures, Swap, Version, Versioned, reserve,
 };
-use crate::lock::{self, lock};
+use crate::{
+    config::folder_of,
+    lock::{self, lock},
+};
 
 /// The store in one file.
 pub struct Embedded {
@@ -225,6 +228,16 @@ impl Store for Embedded {
 
     fn unprotected(&self) -> Option<String> {
         self.shared.state().unprotected.clone()
+    }
+
+    fn measures(&self) -> StoreMeasures {
+        let end = Position { epoch: self.shared.epoch(), sequence: *self.shared.end.borrow() };
+        StoreMeasures {
+            end: Some(end),
+            size: fs::metadata(&self.path).ok().map(|file| file.len()),
+            room: file::free(folder_of(&self.path)).ok(),
+            connections: Vec::new(),
+        }
     }
 
     fn age(&self, position: Position, _: Timestamp) -> Duration {

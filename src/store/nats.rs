@@ -64,8 +64,8 @@ use self::{
     streams::{StreamConfigs, StreamsError},
 };
 use super::{
-    CellName, Entry, Followed, IN_FLIGHT_BYTES, LogName, Loss, Position, Store, StoreError, Swap,
-    Version, Versioned, reserve,
+    CellName, Entry, Followed, IN_FLIGHT_BYTES, LogName, Loss, Position, Store, StoreError,
+    StoreMeasures, Swap, Version, Versioned, reserve,
 };
 use crate::{backoff::backoff, config::NatsConfig, lock::lock};
 pub(crate) use probe::probe;
@@ -209,6 +209,20 @@ impl Store for Nats {
 
     fn end(&self) -> Option<Position> {
         self.core.facts().end()
+    }
+
+    fn measures(&self) -> StoreMeasures {
+        let is_up = |link: &Link| link.state.borrow().connected;
+        let (size, room) = self.core.space.size_and_room();
+        StoreMeasures {
+            end: self.end(),
+            size: Some(size),
+            room: Some(room),
+            connections: vec![
+                ("store", is_up(&self.core.link)),
+                ("follower", is_up(&self.core.follow_link)),
+            ],
+        }
     }
 
     async fn close(&self) {

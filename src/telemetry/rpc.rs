@@ -1,39 +1,59 @@
-//! A server span and a log line for each call, from its request to the end of its last message.
+//! A server span, a log line and the metrics of each call, from its request to the end of its last
+//! message.
 //!
 //! A call ends as CANCELLED when its caller hangs up or resets it, even before the request has
-//! arrived completely. Spans contain nothing from the messages. Log lines contain only the account
-//! and the id of the request.
+//! arrived completely. Spans contain nothing from the messages. Log lines contain only the caller,
+//! the account and the id of the request. Without a collector there is no span.
+
+mod subject;
 
 use std::{
+    borrow::Cow,
     pin::Pin,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, ready},
     time::Instant,
 };
 
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body, Frame, SizeHint};
-use opentelemetry::{global, propagation::Extractor};
+use opentelemetry::{
+    Context as TraceContext,
+    propagation::{Extractor, TextMapPropagator},
+    trace::TraceContextExt,
+};
+use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tonic::Code;
-use tonic_types::StatusExt;
+use tonic_types::{ErrorInfo, StatusExt};
 use tower::Service;
 use tracing::{Instrument, Span, field::Empty};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use super::{recent_errors, semconv};
-use crate::{
-    identity::{AccountName, RequestId},
-    log_throttle::LogThrottle,
+use super::{
+    metrics::{attribute, caller_attribute, metrics},
+    names, recent_errors,
 };
+use crate::log_throttle::LogThrottle;
+pub(crate) use subject::CallSubject;
 
 /// The longest method name in a span or a line, in bytes. The gateway's methods have shorter names.
 /// Without a limit, a caller could fill the log with long paths.
 const MAX_METHOD: usize = 128;
-/// Replaces a longer method name.
-const OTHER: &str = "_OTHER";
+
+/// The methods that metrics name.
+const METHODS: [&str; 8] = [
+    "thingspace.esim.v1.EsimService/DownloadProfile",
+    "thingspace.esim.v1.EsimService/GetRequestStatus",
+    "thingspace.esim.v1.EsimService/WatchRequest",
+    "grpc.health.v1.Health/Check",
+    "grpc.health.v1.Health/Watch",
+    "grpc.health.v1.Health/List",
+    "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+];
 
 /// The codes that mean a failure of the server, not of the caller.
 const FAILURES: [Code; 6] = [
@@ -52,18 +72,6 @@ const EXPECTED: [&str; 5] =
 const EXPECTED_LINES: u32 = 100;
 
 static EXPECTED_FAILURES: LogThrottle = LogThrottle::with_lines(EXPECTED_LINES);
-
-/// The account and the request that a call is about, for its log line. An extension of every
-/// request; the service sets it after it has checked the message.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct CallSubject(Arc<OnceLock<(AccountName, Option<RequestId>)>>);
-
-impl CallSubject {
-    pub(crate) fn set(&self, account: &AccountName, request: Option<&RequestId>) {
-        // A call has one subject, so a second value is ignored.
-        let _ = self.0.set((account.clone(), request.cloned()));
-    }
-}
 
 /// Adds spans and log lines to a gRPC server.
 #[derive(Debug, Clone)]
@@ -177,8 +185,10 @@ impl FrameObserver for ResetFlag {
 #[derive(Debug)]
 pub(crate) struct RpcCall {
     span: Span,
-    method: String,
+    method: Cow<'static, str>,
     subject: CallSubject,
+    /// The header with the caller's trace.
+    parent: Option<HeaderValue>,
     began: Instant,
     reset: ResetFlag,
     ended: bool,
@@ -187,24 +197,29 @@ pub(crate) struct RpcCall {
 impl RpcCall {
     fn begin<B>(request: &Request<B>) -> Self {
         let method = request.uri().path().trim_start_matches('/');
-        let method = if method.len() > MAX_METHOD { OTHER } else { method }.to_owned();
+        let method = match METHODS.iter().find(|known| **known == method) {
+            Some(known) => Cow::Borrowed(*known),
+            None if method.len() > MAX_METHOD => Cow::Borrowed(names::OTHER),
+            None => Cow::Owned(method.to_owned()),
+        };
         let span = tracing::info_span!(
             "rpc",
-            otel.name = method,
+            otel.name = &*method,
             otel.kind = "server",
             otel.status_code = Empty,
-            { semconv::RPC_SYSTEM_NAME } = "grpc",
-            { semconv::RPC_METHOD } = method,
-            { semconv::RPC_RESPONSE_STATUS_CODE } = Empty,
-            { semconv::ERROR_TYPE } = Empty,
+            { names::RPC_SYSTEM_NAME } = "grpc",
+            { names::RPC_METHOD } = &*method,
+            { names::RPC_RESPONSE_STATUS_CODE } = Empty,
+            { names::ERROR_TYPE } = Empty,
         );
-        let parent = global::get_text_map_propagator(|propagator| {
-            propagator.extract(&TraceHeaders(request.headers()))
-        });
-        // The parent cannot change after the span is entered. This fails only without an exporter.
-        let _ = span.set_parent(parent);
+        if !span.is_disabled() {
+            let parent = TraceContextPropagator::new().extract(&TraceHeaders(request.headers()));
+            // The parent cannot change after the span is entered. This span is new.
+            let _ = span.set_parent(parent);
+        }
+        let parent = request.headers().get(TRACE_PARENT).cloned();
         let (subject, reset) = Default::default();
-        Self { span, method, subject, began: Instant::now(), reset, ended: false }
+        Self { span, method, subject, parent, began: Instant::now(), reset, ended: false }
     }
 
     fn end(&mut self, code: Code, headers: Option<&HeaderMap>) {
@@ -212,44 +227,95 @@ impl RpcCall {
             return;
         }
         let code = if self.reset.0.load(Ordering::Relaxed) { Code::Cancelled } else { code };
-        let (method, is_failure, code) = (&self.method, FAILURES.contains(&code), name(code));
-        let milliseconds = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.span.record(semconv::RPC_RESPONSE_STATUS_CODE, code);
-        let reason = headers.and_then(reason);
-        if let Some(reason) = &reason {
-            recent_errors::count(reason);
+        let (is_failure, is_ok, code) = (FAILURES.contains(&code), code == Code::Ok, name(code));
+        let info = if is_ok { None } else { headers.and_then(error_info) };
+        if let Some(info) = &info {
+            recent_errors::count(&info.reason);
         }
-        // The lines have no parent, because the span would repeat their fields.
+        self.measure(code, is_failure, info.as_ref());
+        self.span.record(names::RPC_RESPONSE_STATUS_CODE, code);
+        if is_failure {
+            self.span.record(names::ERROR_TYPE, code);
+            self.span.record("otel.status_code", "error");
+        }
+        // So that the line has the span's trace in the collector, too.
+        self.span.in_scope(|| self.log(code, is_failure, info.as_ref().map(|info| &*info.reason)));
+    }
+
+    fn measure(&self, code: &'static str, is_failure: bool, info: Option<&ErrorInfo>) {
+        let metrics = metrics();
+        let method = match self.method {
+            Cow::Borrowed(known) => attribute(names::RPC_METHOD, known),
+            Cow::Owned(_) => attribute(names::RPC_METHOD, names::OTHER),
+        };
+        let status = attribute(names::RPC_RESPONSE_STATUS_CODE, code);
+        let attributes = [
+            attribute(names::RPC_SYSTEM_NAME, "grpc"),
+            method.clone(),
+            status.clone(),
+            attribute(names::ERROR_TYPE, code),
+        ];
+        let attributes = if is_failure { &attributes } else { &attributes[..3] };
+        metrics.rpc_server_call_duration.record(self.began.elapsed(), attributes);
+        if let Some(caller) = self.subject.caller() {
+            metrics.caller_calls.add(&[caller_attribute(caller), method.clone(), status]);
+        }
+        if let Some(info) = info {
+            let reason = attribute(names::REASON, info.reason.clone());
+            metrics.call_failures.add(&[method, reason]);
+            if let Some(limit) = info.metadata.get("limit") {
+                metrics.limits_reached.add(&[attribute(names::LIMIT, limit.clone())]);
+            }
+        }
+    }
+
+    fn log(&self, code: &str, is_failure: bool, reason: Option<&str>) {
+        let method = &*self.method;
+        let milliseconds = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         if !is_failure {
-            tracing::debug!(parent: None, method, code, milliseconds, "call ended");
+            tracing::debug!(method, code, milliseconds, "call ended");
             return;
         }
-        self.span.record(semconv::ERROR_TYPE, code);
-        self.span.record("otel.status_code", "error");
-        let by_caller = reason.as_deref().is_some_and(|reason| EXPECTED.contains(&reason));
-        let times = if by_caller {
+        let times = if reason.is_some_and(|reason| EXPECTED.contains(&reason)) {
             let Some(times) = EXPECTED_FAILURES.count() else { return };
             Some(times)
         } else {
             None
         };
-        let subject = self.subject.0.get();
-        let account = subject.map(|(account, _)| tracing::field::display(account));
-        let request =
-            subject.and_then(|(_, request)| request.as_ref()).map(tracing::field::display);
+        let about = self.subject.about();
+        let account = about.map(|(account, _)| tracing::field::display(account));
+        let request = about.and_then(|(_, request)| request.as_ref()).map(tracing::field::display);
         tracing::info!(
-            parent: None,
             method,
             code,
             reason,
+            caller = self.subject.caller(),
             account,
             request.id = request,
+            trace_id = self.trace_id(),
             milliseconds,
             times,
             "call failed"
         );
     }
+
+    /// Returns the id of the call's trace. Without a span, it is that of the caller, if any.
+    fn trace_id(&self) -> Option<String> {
+        let context = if self.span.is_disabled() {
+            let mut headers = HeaderMap::new();
+            headers.insert(TRACE_PARENT, self.parent.clone()?);
+            TraceContextPropagator::new()
+                .extract_with_context(&TraceContext::new(), &TraceHeaders(&headers))
+        } else {
+            self.span.context()
+        };
+        let context = context.span().span_context().clone();
+        context.is_valid().then(|| context.trace_id().to_string())
+    }
 }
+
+/// The header of the W3C trace context.
+const TRACE_PARENT: &str = "traceparent";
 
 impl FrameObserver for RpcCall {
     fn in_scope<T>(&self, poll: impl FnOnce() -> T) -> T {
@@ -302,8 +368,8 @@ fn code(headers: &HeaderMap) -> Option<Code> {
     headers.get("grpc-status").map(|status| Code::from_bytes(status.as_bytes()))
 }
 
-fn reason(headers: &HeaderMap) -> Option<String> {
-    Some(tonic::Status::from_header_map(headers)?.get_details_error_info()?.reason)
+fn error_info(headers: &HeaderMap) -> Option<ErrorInfo> {
+    tonic::Status::from_header_map(headers)?.get_details_error_info()
 }
 
 /// The headers from which the caller's trace is read.

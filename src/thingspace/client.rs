@@ -3,6 +3,8 @@
 //! - [`limit`]: permits, which limit the rate and divide the connections between classes of calls
 //!   and sets of credentials.
 //! - [`exchange`]: sends one call with both tokens, and renews those that were refused.
+//! - [`permit_wait`]: measures how long calls wait for their permits.
+//! - [`reports`]: what operators see.
 //! - [`retry`] and [`failure_log`]: the pauses between attempts, and the log lines about failures.
 //!
 //! Each attempt has a permit of its own. A caller that stops waiting returns its permit, and
@@ -11,15 +13,14 @@
 mod exchange;
 mod failure_log;
 mod limit;
+mod permit_wait;
+mod reports;
 mod retry;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::{
-    sync::{oneshot, watch},
-    time::Instant,
-};
+use tokio::{sync::oneshot, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
@@ -29,8 +30,7 @@ use self::{
     limit::{Class, ConnectionPool, Permit, Permits},
 };
 use super::{
-    CallbackPasswords, Error, HostHealth, LoginHealth, Order, Registration, StatusAnswer, Target,
-    UnblockMode, Unblocked,
+    CallbackPasswords, Error, Order, Registration, StatusAnswer, Target, UnblockMode, Unblocked,
     http::{
         body::ReplyBody,
         code,
@@ -153,13 +153,6 @@ impl Client {
         Ok(Self { transport, accounts, sets, drain: CancellationToken::new() })
     }
 
-    /// Returns the name of each set of credentials, and the health of its logins.
-    pub(crate) fn login_health(
-        &self,
-    ) -> impl Iterator<Item = (&str, watch::Receiver<LoginHealth>)> {
-        self.sets.iter().map(|set| (set.tokens.name(), set.tokens.health()))
-    }
-
     /// Permits one more attempt with a set of credentials, for an operator. Returns `None` if no
     /// set has this name.
     pub(crate) async fn unblock(
@@ -182,11 +175,6 @@ impl Client {
         }
     }
 
-    /// Returns the health of the API's host, and of the host for tokens if it is another one.
-    pub(crate) fn hosts(&self) -> Vec<HostHealth> {
-        self.transport.health()
-    }
-
     /// Begins the drain: orders, status queries and polls that wait for their permit end with
     /// [`Error::Draining`]. Calls that were sent already continue, as do changes of registrations.
     pub(crate) fn drain(&self) {
@@ -207,7 +195,8 @@ impl Client {
             let probe = self.transport.probe_if_due().await;
             probe.map_err(|wait| set.failed(CallFailure::breaker_open(wait)))?;
             self.check_ready(&set).await?;
-            set.permits.wait(Class::Order, account, Some(deadline)).await
+            let issued = set.permits.wait(Class::Order, account, Some(deadline));
+            set.measured(Class::Order, issued).await
         };
         let permit = self.unless_draining(preparation).await?;
         Ok(OrderPermit { set, permit })
@@ -362,7 +351,7 @@ impl Client {
         account: &AccountName,
     ) -> Result<Permit, Error> {
         self.check_ready(set).await?;
-        set.permits.wait(class, account, None).await
+        set.measured(class, set.permits.wait(class, account, None)).await
     }
 
     async fn check_ready(&self, set: &CredentialSet) -> Result<(), Error> {

@@ -49,7 +49,8 @@ use self::{
 pub(crate) use self::{
     files::CallbackPasswords,
     guard::{UnblockMode, UnblockRefusal},
-    health::LoginHealth,
+    health::{LoginHealth, LoginState},
+    slot::TokenMeasures,
 };
 use super::{
     Error,
@@ -58,6 +59,7 @@ use super::{
 use crate::{
     config::{CredentialsConfig, ThingSpaceConfig},
     store::Store,
+    telemetry::{attribute, metrics, names},
 };
 
 const VZ_M2M_TOKEN: HeaderName = HeaderName::from_static("vz-m2m-token");
@@ -112,6 +114,17 @@ pub(crate) enum UnblockOutcome {
     NotNeeded,
     /// Logins stay stopped.
     Refused(UnblockRefusal),
+}
+
+/// What operators measure of a set of credentials.
+#[derive(Debug, Clone)]
+pub(crate) struct LoginMeasures {
+    pub(crate) credentials: String,
+    /// The name of each token, and what is known of it. `None`: there is none.
+    pub(crate) tokens: [(&'static str, Option<TokenMeasures>); 2],
+    /// Rejected logins that the guard still allows. `None`: the guard was not read yet.
+    pub(crate) rejections_left: Option<u32>,
+    pub(crate) state: LoginState,
 }
 
 /// The tokens of one call.
@@ -298,7 +311,7 @@ impl Tokens {
     ) -> BoxFuture<'static, Result<Token, LoginError>> {
         let this = Arc::clone(self);
         Box::pin(self.tasks.track_future(async move {
-            match half {
+            let renewed = match half {
                 Half::Application => this.request_bearer(last, need).await,
                 Half::User => {
                     let renewed = this.log_in(last, need).await;
@@ -306,8 +319,35 @@ impl Tokens {
                     this.health.update(|state| state.session = session);
                     renewed
                 }
-            }
+            };
+            this.count_renewal(half, &renewed);
+            renewed
         }))
+    }
+
+    fn count_renewal(&self, half: Half, renewed: &Result<Token, LoginError>) {
+        let outcome = match renewed {
+            Ok(token) if token.found => "shared",
+            Ok(_) => "renewed",
+            Err(error) => error.problem.name(),
+        };
+        metrics().renewals.add(&[
+            attribute(names::CREDENTIALS, self.name().to_owned()),
+            attribute(names::TOKEN, half.token()),
+            attribute(names::OUTCOME, outcome),
+        ]);
+    }
+
+    /// Returns what operators measure.
+    pub(super) fn measures(&self) -> LoginMeasures {
+        let tokens = [Half::Application, Half::User];
+        let tokens = tokens.map(|half| (half.token(), self.source(half).slot.measures()));
+        LoginMeasures {
+            credentials: self.name().to_owned(),
+            tokens,
+            rejections_left: self.user.vault.rejections_left(),
+            state: self.health.subscribe().borrow().state,
+        }
     }
 
     fn source(&self, half: Half) -> &TokenSource {

@@ -1,75 +1,23 @@
-//! Traces that a collector receives from the real binary.
+//! What a collector receives from the real binary, over gRPC and HTTP, with and without TLS.
 
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::Command,
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
 
-use opentelemetry_proto::tonic::{
-    collector::trace::v1::{
-        ExportTraceServiceRequest, ExportTraceServiceResponse,
-        trace_service_server::{TraceService, TraceServiceServer},
-    },
-    trace::v1::{Span, span::SpanKind},
-};
+use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind};
 use tokio::net::TcpListener;
-use tonic::{Request, Response, Status, transport::server::TcpIncoming};
+use tonic::Request;
 
-use crate::harness::*;
-
-const VARIABLES: [&str; 3] =
-    ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_SDK_DISABLED"];
+use crate::{
+    collector::{Collector, command, message},
+    harness::*,
+};
 
 /// The trace of the caller.
 const TRACE: u128 = 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736;
 const PARENT: u64 = 0x00f0_67aa_0ba9_02b7;
-
-/// A collector that keeps the spans that it receives.
-#[derive(Debug, Clone, Default)]
-struct Collector(Arc<Mutex<Vec<ExportTraceServiceRequest>>>);
-
-#[tonic::async_trait]
-impl TraceService for Collector {
-    async fn export(
-        &self,
-        request: Request<ExportTraceServiceRequest>,
-    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        self.0.lock().unwrap().push(request.into_inner());
-        Ok(Response::new(ExportTraceServiceResponse::default()))
-    }
-}
-
-impl Collector {
-    async fn start() -> (Self, SocketAddr) {
-        let collector = Self::default();
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let service = TraceServiceServer::new(collector.clone());
-        let server = tonic::transport::Server::builder().add_service(service);
-        tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
-        (collector, address)
-    }
-
-    fn received(&self) -> Vec<ExportTraceServiceRequest> {
-        self.0.lock().unwrap().clone()
-    }
-
-    fn spans(&self) -> Vec<Span> {
-        let scopes =
-            self.received().into_iter().flat_map(|r| r.resource_spans).flat_map(|r| r.scope_spans);
-        scopes.flat_map(|scope| scope.spans).collect()
-    }
-}
-
-fn command(upstream: &Upstream) -> Command {
-    let mut command = serve_command(&upstream.config(), upstream.dir.path());
-    for name in VARIABLES {
-        command.env_remove(name);
-    }
-    command
-}
 
 fn trace(span: &Span) -> u128 {
     u128::from_be_bytes(span.trace_id.as_slice().try_into().unwrap())
@@ -110,7 +58,8 @@ async fn a_call_is_a_span_of_its_callers_trace_with_its_upstream_calls_below() {
     let upstream = Upstream::manual().await;
     let (collector, address) = Collector::start().await;
     let process = Process::spawn(
-        command(&upstream).env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{address}")),
+        command(&upstream, &upstream.config())
+            .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{address}")),
     );
     let mut client = process.client().await;
     let answer = client.download_profile(traced(order("k", 0..2))).await.unwrap().into_inner();
@@ -140,7 +89,7 @@ async fn a_call_is_a_span_of_its_callers_trace_with_its_upstream_calls_below() {
         !status_calls.is_empty() && status_calls.iter().all(|span| span.kind() == SpanKind::Client)
     );
 
-    let received = format!("{:?}", collector.received());
+    let received = format!("{:?}", *collector.received());
     assert!(received.contains("service.name") && received.contains("thingspace-gateway"));
     for secret in [&device(0).eid, &device(0).iccid, "simulator-secret", "simulator-password"] {
         assert!(!received.contains(secret), "{secret} is exported");
@@ -179,6 +128,36 @@ async fn in_front_of(collector: SocketAddr, dir: &Path) -> (SocketAddr, PathBuf)
     (address, ca_file)
 }
 
+/// Over HTTP, with headers from a file, and only what is selected.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collector_over_http() {
+    let upstream = Upstream::manual().await;
+    let headers = upstream.dir.path().join("headers");
+    std::fs::write(&headers, "x-tenant: esim\nauthorization: Bearer a-hidden-token\n").unwrap();
+    for (signals, key, [traces, metrics, logs]) in
+        [("traces,metrics,logs", "all", [true; 3]), ("logs , metrics", "some", [false, true, true])]
+    {
+        let (collector, address) = Collector::start_http().await;
+        let mut config = upstream.config();
+        config.telemetry.otlp_endpoint = format!("http://{address}/prefix/");
+        config.telemetry.otlp_signals = signals.to_owned().try_into().unwrap();
+        config.telemetry.otlp_headers_file.clone_from(&headers);
+        let mut command = command(&upstream, &config);
+        command.env("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf");
+        let process = Process::spawn(&mut command);
+        place(&mut process.client().await, key, 0..2).await.unwrap();
+        process.terminate();
+        let (status, log) = process.wait().await;
+        assert!(status.success() && !log.iter().any(|line| line.contains("a-hidden-token")));
+        assert_eq!(!collector.spans().is_empty(), traces, "{log:#?}");
+        assert_eq!(!collector.metrics().is_empty(), metrics);
+        assert_eq!(collector.logs().iter().any(|line| message(line) == "ready"), logs);
+        let received = collector.received();
+        assert!(received.tenants.iter().all(|tenant| tenant.as_deref() == Some("esim")));
+        assert!(!format!("{received:?}").contains("a-hidden-token"));
+    }
+}
+
 /// Traces are sent over TLS to a collector with a trusted certificate, and to no other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_collector_over_tls() {
@@ -187,7 +166,7 @@ async fn a_collector_over_tls() {
     let (address, ca_file) = in_front_of(address, upstream.dir.path()).await;
     let endpoint = format!("https://localhost:{}", address.port());
     for (trusted, file) in [(false, Path::new("")), (true, &ca_file)] {
-        let mut command = command(&upstream);
+        let mut command = command(&upstream, &upstream.config());
         command
             .env("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)
             .env("THINGSPACE_GATEWAY__TELEMETRY__OTLP_CA_FILE", file);
@@ -204,9 +183,9 @@ async fn without_an_endpoint_nothing_is_exported() {
     let upstream = Upstream::manual().await;
     let (collector, address) = Collector::start().await;
     let endpoint = format!("http://{address}");
-    let mut disabled = command(&upstream);
+    let mut disabled = command(&upstream, &upstream.config());
     disabled.env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint).env("OTEL_SDK_DISABLED", "true");
-    for mut command in [command(&upstream), disabled] {
+    for mut command in [command(&upstream, &upstream.config()), disabled] {
         let process = Process::spawn(&mut command);
         let traced = process.client().await.download_profile(traced(order("k", 0..2))).await;
         assert!(traced.is_ok());
@@ -219,7 +198,7 @@ async fn without_an_endpoint_nothing_is_exported() {
             .collect();
         assert!(bad.is_empty(), "{bad:#?}");
     }
-    assert_eq!(collector.received().len(), 0);
+    assert!(collector.received().tenants.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -229,7 +208,8 @@ async fn a_collector_that_is_down_does_not_affect_callers() {
     let nobody = taken.local_addr().unwrap();
     drop(taken);
     let process = Process::spawn(
-        command(&upstream).env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{nobody}")),
+        command(&upstream, &upstream.config())
+            .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{nobody}")),
     );
     place(&mut process.client().await, "k", 0..2).await.unwrap();
     process.terminate();

@@ -15,10 +15,11 @@ const SEPARATOR: &str = "__";
 
 /// The well-known variables and their keys. A later entry overrides an earlier one with the same
 /// key, and the gateway's own variables override all of them.
-const WELL_KNOWN: [(&str, &[&str]); 3] = [
+const WELL_KNOWN: [(&str, &[&str]); 4] = [
     ("RUST_LOG", &["telemetry", "log_filter"]),
     ("OTEL_EXPORTER_OTLP_ENDPOINT", &["telemetry", "otlp_endpoint"]),
     ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &["telemetry", "otlp_endpoint"]),
+    ("OTEL_EXPORTER_OTLP_PROTOCOL", &["telemetry", "otlp_protocol"]),
 ];
 
 /// Returns the settings. Adds a problem for each variable that names no key, or whose text does not

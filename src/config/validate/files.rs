@@ -123,6 +123,7 @@ fn read(config: &Config, file: Option<&Path>) -> Vec<(String, PathBuf)> {
     let callbacks = &config.callbacks;
     let mut files = vec![
         ("the configuration file", file.unwrap_or(Path::new(""))),
+        ("telemetry.otlp_headers_file", &config.telemetry.otlp_headers_file),
         ("telemetry.otlp_ca_file", &config.telemetry.otlp_ca_file),
         ("callbacks.tls_cert_file", &callbacks.tls_cert_file),
         ("callbacks.tls_key_file", &callbacks.tls_key_file),

@@ -24,7 +24,7 @@ mod observations;
 mod shown;
 mod size;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
@@ -92,6 +92,11 @@ impl Request {
         } else {
             RequestState::PartiallySucceeded
         }
+    }
+
+    /// Returns the time from the first event to the last change.
+    pub(crate) fn duration(&self) -> Duration {
+        self.update_time.duration_since(self.create_time).try_into().unwrap_or_default()
     }
 
     pub(crate) fn is_final(&self) -> bool {

@@ -4,8 +4,12 @@
 //! finishes one. The gateway withheld the result of that poll for a callback that did not come.
 //! All of this is computed from the events, so all replicas agree, also after a restart.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
+use jiff::Timestamp;
 use tracing::info;
 
 use super::{Hub, PollHint, Tracked, TrackedState};
@@ -13,6 +17,7 @@ use crate::{
     identity::{AccountName, RequestId},
     requests::{fold::state::RequestState, lock},
     store::{Entry, Position},
+    telemetry::{attribute, metrics, names},
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +46,8 @@ pub(super) struct Positioned<T> {
 #[derive(Debug, Default)]
 pub(super) struct EntryFacts {
     called_back: Option<(AccountName, bool)>,
-    finished: Option<(FinishedBy, RequestState)>,
+    /// What finished the request, its state, and the time since its first event.
+    finished: Option<(FinishedBy, RequestState, Duration)>,
 }
 
 impl EntryFacts {
@@ -57,7 +63,7 @@ impl EntryFacts {
             finished: folded
                 .finished
                 .filter(|at| counts(at.position))
-                .map(|at| (at.value, request.state())),
+                .map(|at| (at.value, request.state(), request.duration())),
         }
     }
 }
@@ -73,6 +79,18 @@ impl Hub {
         projection.requests.values().filter(open).cloned().collect()
     }
 
+    /// Returns the account of each open request, the time of its first event, and the number of its
+    /// devices.
+    pub(crate) fn open_requests_by_account(&self) -> Vec<(AccountName, Timestamp, usize)> {
+        let projection = lock(&self.projection);
+        let open = projection.requests.values().filter_map(|tracked| {
+            let request = &tracked.lock().request;
+            let account = request.account.clone().filter(|_| !request.is_closed())?;
+            Some((account, request.create_time, request.counts.total))
+        });
+        open.collect()
+    }
+
     pub(crate) fn is_called_back(&self, account: &AccountName) -> bool {
         self.takes_callbacks && lock(&self.projection).called_back.contains(account)
     }
@@ -86,10 +104,13 @@ impl Hub {
         if let Some((account, called_back)) = facts.called_back {
             self.set_called_back(&account, called_back);
         }
-        if let Some((by, state)) = facts.finished
+        if let Some((by, state, took)) = facts.finished
             && self.is_caught_up()
         {
             self.finished[by as usize].fetch_add(1, Ordering::Relaxed);
+            let attributes =
+                [attribute(names::BY, by.as_str()), attribute(names::STATE, state.name())];
+            metrics().request_duration.record(took, &attributes);
             info!(request.id = %id, ?state, by = by.as_str(), "a request is finished");
         }
     }

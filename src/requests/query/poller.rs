@@ -12,7 +12,10 @@
 
 mod schedule;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -28,11 +31,14 @@ use crate::{
         error::Error,
         fold::event::{self, Kind},
         hub::{Hub, PollHint, Tracked},
+        lock,
     },
     store::{CellName, LogName, Store, StoreError, Swap, decode_cell, load_cell, swap_cell},
+    telemetry::{attribute, metrics, names},
     thingspace::{Client, PollPermit},
 };
-use schedule::{PollCount, Schedule, ScheduledPoll, Urgency, pause_after, polled_elsewhere};
+pub(in crate::requests) use schedule::Schedule;
+use schedule::{PollCount, ScheduledPoll, Urgency, pause_after, polled_elsewhere};
 
 /// The longest interval between polls of a request, if callbacks arrive for its account.
 const LONGEST_CALLED_BACK: Duration = Duration::from_mins(10);
@@ -47,6 +53,7 @@ pub(crate) struct Poller {
     pub(in crate::requests) hub: Arc<Hub>,
     pub(in crate::requests) queries: Arc<StatusQueries>,
     pub(in crate::requests) config: PollingConfig,
+    pub(in crate::requests) schedule: Mutex<Schedule>,
 }
 
 enum TaskResult {
@@ -71,10 +78,10 @@ impl Poller {
     /// Polls until stopped. Then cancels queries in progress, unless a caller waits for them.
     /// Answers that have arrived are stored.
     pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) {
-        let mut schedule = Schedule::default();
         let mut tasks = JoinSet::new();
         loop {
-            for account in schedule.begin_waiting(Instant::now()) {
+            let accounts = lock(&self.schedule).begin_waiting(Instant::now());
+            for account in accounts {
                 let poller = Arc::clone(&self);
                 tasks.spawn(async move {
                     let permit = poller.client.prepare_poll(&account).await;
@@ -83,14 +90,15 @@ impl Poller {
                     TaskResult::Wait(account, permit.ok())
                 });
             }
-            while let Some(id) = schedule.take_release(Instant::now()) {
+            loop {
+                let Some(id) = lock(&self.schedule).take_release(Instant::now()) else { break };
                 let poller = Arc::clone(&self);
                 tasks.spawn(async move {
                     let released = poller.release(&id).await;
                     TaskResult::Polled(None, id, released)
                 });
             }
-            let next = schedule.next();
+            let next = lock(&self.schedule).next();
             let due = async {
                 match next {
                     Some(due) => tokio::time::sleep_until(due).await,
@@ -99,13 +107,18 @@ impl Poller {
             };
             tokio::select! {
                 () = stop.cancelled() => return,
-                hinted = self.hub.hints.take() => for (id, hint) in hinted {
-                    self.reschedule(&mut schedule, &id, hint);
-                },
+                hinted = self.hub.hints.take() => {
+                    let mut schedule = lock(&self.schedule);
+                    for (id, hint) in hinted {
+                        self.reschedule(&mut schedule, &id, hint);
+                    }
+                }
                 Some(task) = tasks.join_next() => match task {
                     Ok(TaskResult::Wait(account, permit)) => {
-                        let next = schedule.take(&account, Instant::now());
-                        let Some((id, scheduled)) = next else { continue };
+                        let now = Instant::now();
+                        let next = lock(&self.schedule).take(&account, now);
+                        let Some((id, scheduled, due)) = next else { continue };
+                        metrics().poll_delay.record(now.saturating_duration_since(due), &[]);
                         let poller = Arc::clone(&self);
                         tasks.spawn(async move {
                             let polled = poller.poll(&id, scheduled.seen, permit).await;
@@ -113,6 +126,7 @@ impl Poller {
                         });
                     }
                     Ok(TaskResult::Polled(account, id, polled)) => {
+                        let mut schedule = lock(&self.schedule);
                         if let Some(account) = account {
                             schedule.finished(&account);
                         }
@@ -124,6 +138,11 @@ impl Poller {
                 () = due => {}
             }
         }
+    }
+
+    /// Returns the number of requests whose poll is due and has not begun.
+    pub(in crate::requests) fn backlog(&self) -> usize {
+        lock(&self.schedule).backlog(Instant::now())
     }
 
     /// Reschedules the next poll of a request, because of a hint.
@@ -230,9 +249,11 @@ impl Poller {
         if !is_polled(&tracked) {
             return PollResult::Closed;
         }
-        let polled = match permit {
-            Some(permit) => self.query(id, &tracked, seen, permit).await,
-            None => PollResult::Failed,
+        let polled = if let Some(permit) = permit {
+            self.query(id, &tracked, seen, permit).await
+        } else {
+            count("no_permit");
+            PollResult::Failed
         };
         if !is_polled(&tracked) {
             return PollResult::Closed;
@@ -253,13 +274,15 @@ impl Poller {
         permit: PollPermit,
     ) -> PollResult {
         let took = tracked.last_query().map_or(Duration::ZERO, |last| last.took);
-        let count = match self.claim(id, seen, pause_after(took)).await {
-            Ok(PollClaim::ThisReplica(count)) => count,
-            Ok(PollClaim::OtherReplica(count)) => {
+        let counted = match self.claim(id, seen, pause_after(took)).await {
+            Ok(PollClaim::ThisReplica(counted)) => counted,
+            Ok(PollClaim::OtherReplica(counted)) => {
+                count("elsewhere");
                 debug!(request.id = %id, "another replica polls");
-                return PollResult::Counted(count);
+                return PollResult::Counted(counted);
             }
             Err(error) => {
+                count("not_claimed");
                 log_failure(id, &error.into());
                 return PollResult::Failed;
             }
@@ -268,10 +291,11 @@ impl Poller {
             .queries
             .refresh(tracked, Instant::now(), self.config.min_age, QueriedBy::Poller(permit))
             .await;
+        count(if queried.is_ok() { "answered" } else { "failed" });
         if let Err(error) = queried {
             log_failure(id, &error);
         }
-        PollResult::Counted(count)
+        PollResult::Counted(counted)
     }
 
     async fn give_up(&self, id: &RequestId) -> PollResult {
@@ -344,6 +368,11 @@ enum PollClaim {
 
 fn poll_count(poll: &storage::Poll) -> PollCount {
     PollCount { count: poll.count, pause: Duration::from_millis(poll.rest_ms.into()) }
+}
+
+/// Counts a poll that ended, or that this replica did not make.
+fn count(outcome: &'static str) {
+    metrics().polls.add(&[attribute(names::OUTCOME, outcome)]);
 }
 
 /// Logs a failed poll. Outages are logged at debug level, because the client and the store have

@@ -22,7 +22,7 @@ use tower::ServiceExt;
 use tracing::warn;
 
 use super::{CallService, Connection, Http2Options};
-use crate::log_throttle::LogThrottle;
+use crate::{log_throttle::LogThrottle, telemetry::metrics};
 
 /// How long a peer may take to read a piece of a response before the response ends.
 const SLOW_READER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -217,6 +217,7 @@ impl<B: Body<Data = Bytes> + Unpin> ResponseStream<B> {
                     }
                     () = reached(end.as_mut()) => return Err(self.ended()),
                     () = slow.as_mut() => {
+                        metrics().slow_readers.add(&[]);
                         if let Some(times) = SLOW_READERS.count() {
                             warn!(
                                 peer = %connection.address(),

@@ -29,7 +29,8 @@ impl Medium {
     }
 }
 
-fn free(folder: &Path) -> io::Result<u64> {
+/// Returns the bytes of the disk that are free for this user.
+pub(super) fn free(folder: &Path) -> io::Result<u64> {
     let disk = rustix::fs::statvfs(folder)?;
     Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
 }

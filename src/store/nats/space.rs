@@ -60,6 +60,13 @@ impl StorageSpace {
         self.lock().shortage.clone()
     }
 
+    /// Returns the size of the stream of events and the bytes that still fit into it.
+    pub(super) fn size_and_room(&self) -> (u64, u64) {
+        let state = self.lock();
+        let used = state.used_bytes + state.stored_bytes;
+        (used, self.max_bytes.saturating_sub(used))
+    }
+
     /// Updates the size of the stream of events after an inspection.
     pub(super) fn inspected(&self, events: &StreamInfo) {
         self.update(|state| {

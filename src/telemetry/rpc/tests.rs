@@ -9,7 +9,6 @@ use http_body_util::{BodyExt, Empty as NoBody, StreamBody};
 use opentelemetry::trace::{SpanKind, Status, TracerProvider};
 use opentelemetry_sdk::{
     error::OTelSdkResult,
-    propagation::TraceContextPropagator,
     trace::{SdkTracerProvider, SpanData, SpanExporter},
 };
 use tower::{ServiceExt, service_fn};
@@ -35,7 +34,6 @@ impl SpanExporter for Ended {
 impl Ended {
     fn traced() -> (Self, DefaultGuard) {
         let ended = Self::default();
-        global::set_text_map_propagator(TraceContextPropagator::new());
         let provider = SdkTracerProvider::builder().with_simple_exporter(ended.clone()).build();
         let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
         (ended, tracing::subscriber::set_default(tracing_subscriber::registry().with(layer)))

@@ -168,7 +168,7 @@ impl Client {
                 return Err(CallFailure::permanent(Tokens::same_token_refused()));
             }
             pair = renewed;
-            let next = set.permits.wait_again(class);
+            let next = set.measured(class, set.permits.wait_again(class));
             permit = match send_by {
                 None => next.await,
                 Some(by) => {

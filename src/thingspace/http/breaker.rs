@@ -21,7 +21,11 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::{backoff::jittered, lock::lock};
+use crate::{
+    backoff::jittered,
+    lock::lock,
+    telemetry::{attribute, metrics, names},
+};
 
 /// The longest `Retry-After` that is respected, for a host and for a single call.
 pub(crate) const LONGEST_RETRY_AFTER: Duration = Duration::from_mins(5);
@@ -156,13 +160,16 @@ impl Breaker {
         drop(state);
         let (host, failures) = (&self.host, self.settings.failures);
         match change {
-            Some(BreakerChange::Opened(wait)) => tracing::warn!(
-                host,
-                failures,
-                ?wait,
-                "a host of ThingSpace does not answer; calls to it fail at once until a probe is \
-                 answered. If this lasts, check the network and the status of ThingSpace"
-            ),
+            Some(BreakerChange::Opened(wait)) => {
+                metrics().breaker_opened.add(&[attribute(names::HOST, host.clone())]);
+                tracing::warn!(
+                    host,
+                    failures,
+                    ?wait,
+                    "a host of ThingSpace does not answer; calls to it fail at once until a probe \
+                     is answered. If this lasts, check the network and the status of ThingSpace"
+                );
+            }
             Some(BreakerChange::StillOpen(wait)) => {
                 tracing::debug!(host, ?wait, "a host of ThingSpace still does not answer");
             }

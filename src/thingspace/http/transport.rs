@@ -20,11 +20,12 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderName, HeaderValue,
+    HeaderMap, HeaderName, HeaderValue, Method,
     header::{ACCEPT, CONTENT_TYPE},
 };
-use opentelemetry::propagation::Injector;
+use opentelemetry::{KeyValue, propagation::Injector};
 use reqwest::Url;
+use tokio::time::Instant;
 use tracing::{Instrument, Span, field::Empty};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
@@ -35,7 +36,12 @@ use super::{
     reply::{Reply, SendError},
     verdict::{Verdict, judge},
 };
-use crate::{config::ThingSpaceConfig, identity::AccountName, thingspace::BuildError};
+use crate::{
+    config::ThingSpaceConfig,
+    identity::AccountName,
+    telemetry::{attribute, metrics, names},
+    thingspace::BuildError,
+};
 
 /// If a pooled connection has died, the outcome of an order on it is unknown, so orders use only
 /// connections that were idle for a short time.
@@ -181,7 +187,13 @@ impl Transport {
             server.address = url.host_str(),
             url.template = template,
         );
+        let server = [
+            attribute(names::SERVER_ADDRESS, url.host_str().unwrap_or_default().to_owned()),
+            attribute(names::SERVER_PORT, i64::from(url.port_or_known_default().unwrap_or(0))),
+        ];
+        let began = Instant::now();
         let result = self.attempt(endpoint, url, headers, body).instrument(span.clone()).await;
+        measure(endpoint, server, &result, began.elapsed());
         if endpoint.counts() && !matches!(result, Err(SendError::NoDescriptor)) {
             pass.report(outcome(endpoint, &result));
         }
@@ -220,6 +232,37 @@ impl Transport {
             Err(error) => Err(SendError::from_reqwest(&error)),
         }
     }
+}
+
+fn measure(
+    endpoint: Endpoint<'_>,
+    [address, port]: [KeyValue; 2],
+    result: &Result<Reply, SendError>,
+    took: Duration,
+) {
+    let method = match endpoint.method() {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::DELETE => "DELETE",
+        _ => names::OTHER,
+    };
+    let mut attributes = vec![
+        attribute(names::HTTP_REQUEST_METHOD, method),
+        address,
+        port,
+        attribute(names::URL_TEMPLATE, endpoint.template()),
+    ];
+    match result {
+        Ok(reply) => {
+            let status = i64::from(reply.status.as_u16());
+            attributes.push(attribute(names::HTTP_RESPONSE_STATUS_CODE, status));
+            if reply.status.is_client_error() || reply.status.is_server_error() {
+                attributes.push(attribute(names::ERROR_TYPE, status.to_string()));
+            }
+        }
+        Err(error) => attributes.push(attribute(names::ERROR_TYPE, error.kind())),
+    }
+    metrics().http_client_request_duration.record(took, &attributes);
 }
 
 fn outcome(endpoint: Endpoint<'_>, result: &Result<Reply, SendError>) -> CallOutcome {

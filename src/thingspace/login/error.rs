@@ -98,6 +98,23 @@ impl LoginError {
 }
 
 impl Problem {
+    /// Returns the name of the problem in metrics.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Rejected => "rejected",
+            Self::RejectedOnce => "rejected_once",
+            Self::Stopped(_) => "stopped",
+            Self::GuardUnreadable(_) => "guard_unreadable",
+            Self::FileUnusable(_) => "file_unusable",
+            Self::Throttled => "throttled",
+            Self::HostUnavailable => "host_unavailable",
+            Self::Elsewhere => "elsewhere",
+            Self::Delayed(_) => "delayed",
+            Self::Unavailable(_) => "unavailable",
+            Self::Store(_) => "store",
+        }
+    }
+
     /// Returns whether the problem may end soon without an operator.
     fn is_temporary(&self) -> bool {
         matches!(

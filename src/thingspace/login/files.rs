@@ -18,7 +18,10 @@ use super::{
     error::{LoginError, Problem},
     secrets::{CredentialSecrets, Hosts, RawSecrets},
 };
-use crate::{config::CredentialsConfig, secret_file};
+use crate::{config::CredentialsConfig, reload::count_reload, secret_file};
+
+/// What the files are, for metrics.
+pub(super) const FILES: &str = "credentials";
 
 /// The pause between two reads after a change.
 const STABLE_FOR: Duration = Duration::from_secs(1);
@@ -98,6 +101,9 @@ impl Files {
             tokio::task::spawn_blocking(move || CredentialSecrets::derive(raw, &hosts)).await;
         let secrets =
             derived.map_err(|_| LoginError::unavailable("the gateway is being stopped"))?;
+        if current.is_some() {
+            count_reload(FILES, "used");
+        }
         Ok(Arc::clone(current.insert(Arc::new(secrets))))
     }
 

@@ -10,10 +10,11 @@ use tokio::sync::watch;
 
 use super::{
     error::Problem,
+    files::FILES,
     guard::{COUNT_LIMIT, LOCK, Stopped},
     secrets::{Fingerprint, Half},
 };
-use crate::lock::lock;
+use crate::{lock::lock, reload::count_reload};
 
 /// The health of the logins of a set of credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +24,57 @@ pub(crate) struct LoginHealth {
     pub(crate) healthy: bool,
     /// The state, for people.
     pub(crate) sentence: String,
+    /// The state, for programs.
+    pub(crate) state: LoginState,
+}
+
+/// The state of the logins of a set of credentials.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LoginState {
+    LoggedIn,
+    /// Nothing has needed a login yet.
+    Idle,
+    /// Another replica's login has had no answer yet.
+    Elsewhere,
+    /// It is not known yet whether logins are permitted.
+    Unknown,
+    /// No token, and the gateway tries again.
+    Failing,
+    Rejected,
+    /// The guard allows no login until an operator acts.
+    Stopped,
+    FilesUnusable,
+}
+
+impl LoginState {
+    /// Returns all states, each with its name in metrics.
+    pub(crate) fn all() -> [(Self, &'static str); 8] {
+        [
+            (Self::LoggedIn, "logged_in"),
+            (Self::Idle, "idle"),
+            (Self::Elsewhere, "elsewhere"),
+            (Self::Unknown, "unknown"),
+            (Self::Failing, "failing"),
+            (Self::Rejected, "rejected"),
+            (Self::Stopped, "stopped"),
+            (Self::FilesUnusable, "files_unusable"),
+        ]
+    }
+
+    fn of(problem: &Problem) -> Self {
+        match problem {
+            Problem::Rejected => Self::Rejected,
+            Problem::Stopped(_) | Problem::GuardUnreadable(_) => Self::Stopped,
+            Problem::FileUnusable(_) => Self::FilesUnusable,
+            Problem::RejectedOnce
+            | Problem::Throttled
+            | Problem::HostUnavailable
+            | Problem::Elsewhere
+            | Problem::Delayed(_)
+            | Problem::Unavailable(_)
+            | Problem::Store(_) => Self::Failing,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -84,6 +136,7 @@ impl HealthTracker {
         self.update(|state| {
             match &unusable {
                 Some(reason) if state.files != unusable => {
+                    count_reload(FILES, "refused");
                     let sentence = unusable_sentence(&self.name, reason);
                     tracing::error!(credentials = self.name, "{sentence}");
                 }
@@ -129,30 +182,39 @@ impl HealthTrackerState {
             || problems.iter().filter_map(|(half, problem)| Some((*half, &problem.as_ref()?.0)));
         let worst =
             problems().find(|(_, problem)| problem.needs_operator()).or_else(|| problems().next());
-        let healthy = |sentence: &str| (true, sentence.to_owned());
-        let (healthy, mut sentence) = match (&self.files, worst) {
-            (Some(reason), _) => (false, unusable_sentence(name, reason)),
+        let (healthy, mut sentence, state) = match (&self.files, worst) {
+            (Some(reason), _) => {
+                (false, unusable_sentence(name, reason), LoginState::FilesUnusable)
+            }
             (None, Some((half, problem))) => {
                 let known = self.session || self.unread.is_none();
-                (known && !problem.needs_operator(), sentence(name, half, problem))
+                let healthy = known && !problem.needs_operator();
+                (healthy, sentence(name, half, problem), LoginState::of(problem))
             }
-            (None, None) if self.session => healthy("logged in"),
+            (None, None) if self.session => (true, "logged in".to_owned(), LoginState::LoggedIn),
             (None, None) if let Some(why) = &self.unread => (
                 false,
                 format!("not logged in, and it is not known yet whether that is permitted: {why}"),
+                LoginState::Unknown,
             ),
-            (None, None) if let Some(until) = self.elsewhere => healthy(&format!(
-                "not logged in: another gateway's login is unanswered so far; waiting until \
-                 {until} at most"
-            )),
-            (None, None) => healthy("not logged in: nothing has needed it yet"),
+            (None, None) if let Some(until) = self.elsewhere => (
+                true,
+                format!(
+                    "not logged in: another gateway's login is unanswered so far; waiting until \
+                     {until} at most"
+                ),
+                LoginState::Elsewhere,
+            ),
+            (None, None) => {
+                (true, "not logged in: nothing has needed it yet".to_owned(), LoginState::Idle)
+            }
         };
         let failing = self.files.is_some() || worst.is_some();
         // Calls need a bearer token as well.
         if failing && self.session && self.application.is_none() {
             sentence += ". The current session still works";
         }
-        LoginHealth { healthy, sentence }
+        LoginHealth { healthy, sentence, state }
     }
 }
 

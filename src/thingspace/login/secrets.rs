@@ -54,6 +54,16 @@ pub(super) enum Half {
     User,
 }
 
+impl Half {
+    /// Returns the name of its token in metrics.
+    pub(super) fn token(self) -> &'static str {
+        match self {
+            Self::Application => "bearer",
+            Self::User => "session",
+        }
+    }
+}
+
 /// What the files contain.
 #[derive(Debug, Clone)]
 pub(super) struct RawSecrets {

@@ -53,6 +53,15 @@ pub(super) struct TokenId {
     pub(super) generation: u64,
 }
 
+/// What operators measure of a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TokenMeasures {
+    /// How long this process has had it.
+    pub(crate) age: Duration,
+    /// Until it expires; `None`: ThingSpace does not say.
+    pub(crate) remaining: Option<Duration>,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Slot {
     state: Mutex<SlotState>,
@@ -75,6 +84,7 @@ struct SlotState {
 #[derive(Debug)]
 struct HeldToken {
     token: Token,
+    since: Instant,
     expires: Option<Instant>,
     /// ThingSpace issued it before, so it is not discarded before this time.
     keep_until: Option<Instant>,
@@ -119,6 +129,17 @@ impl Slot {
     /// Returns the fingerprint of the credentials of the held token.
     pub(super) fn holds(&self) -> Option<Fingerprint> {
         lock(&self.state).token(Instant::now()).map(|token| token.id.fingerprint)
+    }
+
+    /// Returns what operators measure of the held token.
+    pub(super) fn measures(&self) -> Option<TokenMeasures> {
+        let (state, now) = (lock(&self.state), Instant::now());
+        state.token(now)?;
+        let held = state.held.as_ref()?;
+        Some(TokenMeasures {
+            age: now.saturating_duration_since(held.since),
+            remaining: held.expires.map(|at| at.saturating_duration_since(now)),
+        })
     }
 
     /// Lets the next renewal begin at once.
@@ -198,6 +219,7 @@ impl SlotState {
                 self.failed = None;
                 self.held = Some(HeldToken {
                     token: token.clone(),
+                    since: now,
                     expires: token.expires_in.map(|lifetime| now + lifetime + EXPIRY_SLACK),
                     keep_until: same.then(|| now + SAME_TOKEN_HOLD),
                     worked: false,

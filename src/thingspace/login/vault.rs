@@ -61,6 +61,8 @@ pub(super) struct Vault {
     tasks: TaskTracker,
     /// The error of all renewals while an outcome is not stored.
     unstored: Mutex<Option<LoginError>>,
+    /// The rejections that ThingSpace may have counted, when the guard was last checked.
+    counted: Mutex<Option<u32>>,
 }
 
 /// What a renewal may do.
@@ -117,6 +119,7 @@ impl Vault {
             incarnation: Arc::clone(&context.incarnation),
             tasks: context.tasks.clone(),
             unstored: Mutex::default(),
+            counted: Mutex::default(),
         }
     }
 
@@ -224,6 +227,7 @@ impl Vault {
     /// Returns the error with which a renewal would fail now.
     pub(super) async fn check_renewal(&self, identity: &HalfIdentity) -> Result<(), LoginError> {
         let (_, seen) = self.cells.observe(identity).await?;
+        *lock(&self.counted) = Some(guard::counted(&seen));
         let attempt = self.attempt(identity.fingerprint);
         let in_progress = seen.guard.as_ref().and_then(|guard| guard.attempt.as_ref());
         let own = in_progress.is_some_and(|other| other.incarnation == attempt.incarnation);
@@ -233,6 +237,11 @@ impl Vault {
             GuardDecision::Stopped(stopped) => Err(Problem::Stopped(stopped).into()),
             GuardDecision::Claim(_) | GuardDecision::Settle(_) | GuardDecision::Wait(_) => Ok(()),
         }
+    }
+
+    /// Returns the rejected logins that the guard still allows, when it was last checked.
+    pub(super) fn rejections_left(&self) -> Option<u32> {
+        lock(&self.counted).map(|counted| guard::COUNT_LIMIT.saturating_sub(counted))
     }
 
     /// Permits one more attempt with every secret, for an operator.

@@ -26,7 +26,7 @@ const PICKS: [Urgency; 4] = [Urgency::First, Urgency::Watched, Urgency::First, U
 
 /// The next polls of all requests, by account. Each account waits for its own permits.
 #[derive(Debug, Default)]
-pub(super) struct Schedule {
+pub(in crate::requests) struct Schedule {
     accounts: HashMap<AccountName, AccountPolls>,
     polls: HashMap<RequestId, ScheduledPoll>,
     /// When withheld statuses are released, which needs no call.
@@ -202,6 +202,12 @@ impl Schedule {
         polls.chain(self.releases.first().map(|(due, _)| *due)).min()
     }
 
+    /// Returns the number of polls that are due and have not begun.
+    pub(super) fn backlog(&self, now: Instant) -> usize {
+        let is_due = |poll: &&ScheduledPoll| poll.due.is_some_and(|(due, _)| due <= now);
+        self.polls.values().filter(is_due).count()
+    }
+
     /// Marks the accounts with a due poll as waiting for a permit, and returns them.
     pub(super) fn begin_waiting(&mut self, now: Instant) -> Vec<AccountName> {
         let due = |account: &AccountPolls| {
@@ -215,23 +221,25 @@ impl Schedule {
         begin.collect()
     }
 
-    /// Takes the next request of an account that has a permit. `None`: no poll is due any more.
+    /// Takes the next request of an account that has a permit, and returns when its poll was due.
+    /// `None`: no poll is due any more.
     pub(super) fn take(
         &mut self,
         name: &AccountName,
         now: Instant,
-    ) -> Option<(RequestId, ScheduledPoll)> {
+    ) -> Option<(RequestId, ScheduledPoll, Instant)> {
         let account = self.accounts.get_mut(name)?;
         account.waits_for_permit = false;
         let taken = account.take(now);
         account.in_progress += usize::from(taken.is_some());
         self.forget_idle(name);
-        self.begin(taken?)
+        let (due, id) = taken?;
+        self.begin(id).map(|(id, poll)| (id, poll, due))
     }
 
     /// Takes a request whose withheld status is due.
     pub(super) fn take_release(&mut self, now: Instant) -> Option<RequestId> {
-        let id = pop_due(&mut self.releases, now)?;
+        let (_, id) = pop_due(&mut self.releases, now)?;
         self.begin(id).map(|(id, _)| id)
     }
 
@@ -270,22 +278,22 @@ impl AccountPolls {
         self.due.iter().filter_map(|due| due.first()).map(|(due, _)| *due).min()
     }
 
-    fn take(&mut self, now: Instant) -> Option<RequestId> {
+    fn take(&mut self, now: Instant) -> Option<(Instant, RequestId)> {
         let picked = PICKS[self.picks % PICKS.len()];
         let by_urgency = [picked, Urgency::First, Urgency::Watched, Urgency::Rest];
-        let id = by_urgency
+        let taken = by_urgency
             .into_iter()
             .find_map(|urgency| pop_due(&mut self.due[urgency as usize], now))?;
         self.picks = self.picks.wrapping_add(1);
-        Some(id)
+        Some(taken)
     }
 }
 
-fn pop_due(due: &mut BTreeSet<(Instant, RequestId)>, now: Instant) -> Option<RequestId> {
+fn pop_due(due: &mut BTreeSet<(Instant, RequestId)>, now: Instant) -> Option<(Instant, RequestId)> {
     if due.first()?.0 > now {
         return None;
     }
-    due.pop_first().map(|(_, id)| id)
+    due.pop_first()
 }
 
 #[cfg(test)]

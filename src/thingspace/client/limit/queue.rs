@@ -38,6 +38,16 @@ pub(in crate::thingspace::client) enum Class {
 }
 
 impl Class {
+    /// Returns the name of the class in metrics.
+    pub(in crate::thingspace::client) fn name(self) -> &'static str {
+        match self {
+            Self::Order => "order",
+            Self::Query => "query",
+            Self::Poll => "poll",
+            Self::External => "external",
+        }
+    }
+
     /// The guaranteed share of the permits, in per cent.
     fn share(self) -> u32 {
         match self {

@@ -64,7 +64,7 @@ fn a_request_is_taken_once_when_due() {
         },
     );
     assert!(schedule.take(&account(0), now).is_none());
-    let (taken, poll) = schedule.take(&account(0), later).unwrap();
+    let (taken, poll, _) = schedule.take(&account(0), later).unwrap();
     assert_eq!((&taken, poll.due, poll.hint), (&id, None, None));
     assert!(schedule.take(&account(0), now + Duration::from_secs(9)).is_none());
     assert!(schedule.next().is_none());
@@ -229,7 +229,7 @@ impl World {
     /// Does what `Poller` does with a due poll, which takes `latency`.
     fn poll(&mut self, at: usize, latency: Duration) {
         let replica = &mut self.replicas[at];
-        let (id, poll) = replica.schedule.take(&account(0), self.now).unwrap();
+        let (id, poll, _) = replica.schedule.take(&account(0), self.now).unwrap();
         if !polled_elsewhere(poll.seen, self.cell, false) {
             self.cell = Some(self.cell.unwrap_or(0) + 1);
             self.polls.push(self.now);
