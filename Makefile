@@ -1,12 +1,14 @@
 # `make test` needs a Rust toolchain, a C compiler and python3 (3.11 or later) with pip. It installs the rest into
 # target/tools, target/chart-tools and target/sdk. `make test-clients` also needs Go, a JDK (17 or later)
 # with Maven, Node with npm, and apt-get for the nginx of Debian. It installs into target/callers and target/nginx.
+# `make test-operations` needs apt-get for the Prometheus of Debian, which it installs into target/prometheus.
 
 TOOLS := target/tools
 CHART_TOOLS := target/chart-tools
 SDK := target/sdk
 CALLERS := target/callers
 NGINX := target/nginx
+PROMETHEUS := target/prometheus
 BUF := $(TOOLS)/bin/buf
 IMAGE := proto/esim.binpb
 
@@ -27,11 +29,12 @@ PYTEST_SDK := $(subst packages,packages:$(CURDIR)/$(SDK),$(PYTEST))
 PODMAN := podman
 PODMAN_RUN :=
 
-.PHONY: help test test-clients soak chart-test sdk-test lint audit advisories fmt tools chart-tools sdk callers nginx chart proto-image image image-test release
+.PHONY: help test test-clients test-operations soak chart-test sdk-test lint audit advisories fmt tools chart-tools sdk callers nginx prometheus chart proto-image image image-test release
 
 help:
 	@echo 'make test         run every test; the heavy ones last, one at a time'
 	@echo 'make test-clients run the tests of callers in Go, Java and Node, and those of proxies with the nginx of Debian'
+	@echo 'make test-operations test alerts, dashboard and metrics with the Prometheus of Debian'
 	@echo 'make soak         run an outage of ten minutes, where make test has one, and ten times as many generated answers'
 	@echo 'make chart-test   run only the tests of the Helm chart and of the Dockerfile'
 	@echo 'make sdk-test     run only the tests in Python: with the SDK of Verizon, and with a gRPC client, Envoy and nginx'
@@ -72,6 +75,10 @@ test-clients: tools chart-tools sdk callers nginx
 	cargo test --locked --no-run --test it
 	LANGUAGES='go java node' $(PYTEST_SDK) tests/clients/test_callers.py
 	NGINX=$(CURDIR)/$(NGINX)/usr/sbin/nginx $(PYTEST_SDK) tests/clients/test_proxies.py -k nginx
+
+test-operations: tools chart-tools sdk prometheus
+	cargo test --locked --no-run --test it
+	$(PYTEST_SDK) tests/operations
 
 # The documentation is for contributors: it shows private items and may link to them.
 lint: tools
@@ -139,6 +146,15 @@ $(NGINX)/installed:
 	rm -rf $(NGINX)
 	mkdir -p $(NGINX)
 	cd $(NGINX) && (apt-get download nginx || (apt-get update && apt-get download nginx)) && dpkg -x nginx_*.deb .
+	touch $@
+
+prometheus: $(PROMETHEUS)/installed
+
+$(PROMETHEUS)/installed:
+	rm -rf $(PROMETHEUS)
+	mkdir -p $(PROMETHEUS)
+	cd $(PROMETHEUS) && (apt-get download prometheus || (apt-get update && apt-get download prometheus)) && dpkg -x prometheus_*.deb .
+	$(PROMETHEUS)/usr/bin/promtool --version
 	touch $@
 
 $(CHART_TOOLS)/installed: .ci/install-chart-tools .ci/chart-tools.txt .ci/checkov.txt

@@ -4,6 +4,7 @@
 - The table of values in the chart's README.md, from the comments in values.yaml that begin with "# --".
 - The `config` part of values.schema.json, from the gateway's defaults in src/config.default.toml and the bounds below.
 - The chart's files/bounds.json, from the same: checks for templates/_validate.tpl that a schema cannot express.
+- The chart's files/dashboard.json, from the panels in dashboard.py.
 
 tests/test_refusals.py tests that the bounds are those of `thingspace-gateway check`.
 """
@@ -15,6 +16,8 @@ import tomllib
 from pathlib import Path
 
 import yaml
+
+import dashboard
 
 HELM = Path(__file__).parent
 CHART = HELM / "thingspace-gateway"
@@ -232,7 +235,8 @@ def bounds(_text: str) -> str:
 
 def main() -> None:
     stale = []
-    for name, made_from in (("README.md", readme), ("values.schema.json", schema), ("files/bounds.json", bounds)):
+    made = {"README.md": readme, "values.schema.json": schema, "files/bounds.json": bounds, "files/dashboard.json": lambda _: dashboard.text()}
+    for name, made_from in made.items():
         file = CHART / name
         before = file.read_text() if file.exists() else ""
         after = made_from(before)

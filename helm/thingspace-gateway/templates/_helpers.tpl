@@ -122,3 +122,22 @@ annotations:
 plaintext
 {{- end -}}
 {{- end -}}
+
+{{/* How Prometheus scrapes a gateway. Arguments: the values of a monitor. */}}
+{{- define "gateway.scrape" -}}
+path: /metrics
+{{- with .interval }}
+interval: {{ . }}
+{{- end }}
+{{- with .scrapeTimeout }}
+scrapeTimeout: {{ . }}
+{{- end }}
+{{- with .relabelings }}
+relabelings:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .metricRelabelings }}
+metricRelabelings:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}

@@ -256,12 +256,15 @@
 {{- if and $v.callbacks.enabled (not $v.networkPolicy.callbacks.from) -}}
 {{- $problems = append $problems "networkPolicy.callbacks.from: no callback could arrive; name the peers: your ingress, or everything, [{ipBlock: {cidr: 0.0.0.0/0}}]" -}}
 {{- end -}}
+{{- if and (or $v.metrics.serviceMonitor.enabled $v.metrics.podMonitor.enabled) (not $v.networkPolicy.admin.from) -}}
+{{- $problems = append $problems "networkPolicy.admin.from: Prometheus could not scrape the gateway; name it, for example [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}]" -}}
+{{- end -}}
 {{- end -}}
 {{- if and (not (kindIs "invalid" $v.podDisruptionBudget.minAvailable)) (not (kindIs "invalid" $v.podDisruptionBudget.maxUnavailable)) -}}
 {{- $problems = append $problems "podDisruptionBudget: minAvailable and maxUnavailable are both set; Kubernetes accepts only one of them" -}}
 {{- end -}}
 {{- with $v.podDisruptionBudget -}}
-{{- $replicas := int $v.replicaCount -}}
+{{- $replicas := ternary (int $v.autoscaling.minReplicas) (int $v.replicaCount) $v.autoscaling.enabled -}}
 {{- $blocks := "no gateway may be missing, so a drain of nodes would wait for ever" -}}
 {{- if and .enabled (gt $replicas 0) -}}
 {{- if not (kindIs "invalid" .minAvailable) -}}
@@ -274,6 +277,25 @@
 {{- end -}}
 {{- else if and (not (kindIs "invalid" .maxUnavailable)) (eq (trimSuffix "%" (toString .maxUnavailable) | int) 0) -}}
 {{- $problems = append $problems (printf "podDisruptionBudget.maxUnavailable: %v: %s" .maxUnavailable $blocks) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and $v.metrics.serviceMonitor.enabled $v.metrics.podMonitor.enabled -}}
+{{- $problems = append $problems "metrics: serviceMonitor and podMonitor are both enabled, so every gateway would be scraped twice; enable one of them" -}}
+{{- end -}}
+{{- with $v.autoscaling -}}
+{{- if .enabled -}}
+{{- if ne $v.store.kind "nats" -}}
+{{- $problems = append $problems "autoscaling.enabled: several gateways cannot share one embedded store; set store.kind=nats" -}}
+{{- end -}}
+{{- if gt (int .minReplicas) (int .maxReplicas) -}}
+{{- $problems = append $problems (printf "autoscaling: minReplicas (%d) is larger than maxReplicas (%d)" (int .minReplicas) (int .maxReplicas)) -}}
+{{- end -}}
+{{- if and (kindIs "invalid" .targetCPUUtilizationPercentage) (not .metrics) -}}
+{{- $problems = append $problems "autoscaling: nothing decides about the number of gateways; set targetCPUUtilizationPercentage or metrics" -}}
+{{- end -}}
+{{- if and (not (kindIs "invalid" .targetCPUUtilizationPercentage)) (not (dig "requests" "cpu" "" $v.resources)) -}}
+{{- $problems = append $problems "autoscaling.targetCPUUtilizationPercentage: is a part of resources.requests.cpu, which is not set" -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
