@@ -60,8 +60,11 @@ fn main() {
 
 async fn measure_both(watches: usize) {
     println!("{}\n", machine(watches));
-    println!("| server | memory of a watch | change to all watches, median | processor, idle |");
-    println!("|---|---|---|---|");
+    println!(
+        "| server | memory of a watch | after the changes | change to all watches, median | \
+         processor, idle |"
+    );
+    println!("|---|---|---|---|---|");
     let gateway = gateway(watches).await;
     gateway.print("gateway", None);
     tonic(watches).await.print("bare tonic", Some(&gateway));
@@ -81,8 +84,8 @@ fn machine(watches: usize) -> String {
 
 /// The results of one server.
 struct Measured {
-    /// Bytes of one idle watch.
-    bytes: f64,
+    /// Bytes of one idle watch, before the first change and after the last one.
+    bytes: [f64; 2],
     /// From the first watch that has a change to the last one, for each change.
     fan_outs: Vec<Duration>,
     /// Of one processor.
@@ -102,8 +105,9 @@ impl Measured {
             format!(" (the gateway takes {ratio:.2} times as long)")
         });
         println!(
-            "| {server} | {:.2} kB | {} ms{ratio} | {:.1} % |",
-            self.bytes / 1e3,
+            "| {server} | {:.2} kB | {:.2} kB | {} ms{ratio} | {:.1} % |",
+            self.bytes[0] / 1e3,
+            self.bytes[1] / 1e3,
             self.median().as_millis(),
             self.idle * 100.0
         );
@@ -154,9 +158,9 @@ async fn measure(
         change(n).await;
         fan_outs.push(Duration::from_micros(client.line().parse().unwrap()));
     }
-    let count = u32::try_from(watches).unwrap();
+    let count = f64::from(u32::try_from(watches).unwrap());
     Measured {
-        bytes: (open.memory - before.memory) / f64::from(count),
+        bytes: [open, Usage::of(pid)].map(|usage| (usage.memory - before.memory) / count),
         fan_outs,
         idle: idle.as_secs_f64() / IDLE.as_secs_f64(),
     }

@@ -1,0 +1,142 @@
+//! Measures what telemetry costs: the processor time of the gateway for a status call that is
+//! answered from memory, without a collector, with one, and with one that does not answer.
+//!
+//! The gateways and the client are processes of their own. The collector, which takes everything
+//! and keeps nothing, runs in this process. The gateways take turns, so that a busy machine
+//! disturbs all of them.
+//!
+//! `cargo bench --profile quick --bench telemetry`
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a bench panics if it fails, and prints its results"
+)]
+
+mod collector;
+#[expect(dead_code, reason = "the bench of streams uses the rest")]
+#[path = "../streams/process.rs"]
+mod process;
+
+use std::{env, net::SocketAddr};
+
+use test_support::harness::{
+    Client, Process, Upstream, connect, device, get_status, place, status_call,
+};
+use thingspace_gateway::{
+    identity::RequestId,
+    simulator::{DeviceResult, Mode, Options},
+};
+use tokio::net::TcpListener;
+
+use process::{Helper, Usage};
+
+/// Rounds, of which the median counts.
+const ROUNDS: usize = 7;
+
+/// Status calls of a round.
+const CALLS: u32 = 20_000;
+
+/// Calls in flight, spread over the connections.
+const IN_FLIGHT: u32 = 64;
+const CONNECTIONS: u32 = 4;
+
+fn main() {
+    let arguments: Vec<_> = env::args().skip(1).filter(|text| text != "--bench").collect();
+    let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        match *arguments {
+            ["client", address, request] => load(address.parse().unwrap(), request).await,
+            _ => measure().await,
+        }
+    });
+}
+
+/// A gateway, and the processor time of a call in each round.
+struct Measured {
+    name: &'static str,
+    process: Process,
+    id: RequestId,
+    /// In microseconds.
+    rounds: Vec<f64>,
+    /// Kept until the end.
+    _upstream: Upstream,
+}
+
+async fn measure() {
+    let collector = format!("http://{}", collector::start().await);
+    // Accepts connections, and never answers.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent = format!("http://{}", silent.local_addr().unwrap());
+    let mut gateways = vec![
+        gateway("no collector", "").await,
+        gateway("a collector", &collector).await,
+        gateway("a collector that does not answer", &silent).await,
+    ];
+    for round in 0..=ROUNDS {
+        for gateway in &mut gateways {
+            let pid = gateway.process.pid();
+            let before = Usage::of(pid).processor;
+            let address = gateway.process.address.to_string();
+            let mut client = Helper::start(&["client", &address, gateway.id.as_str()]);
+            assert_eq!(client.line(), "done");
+            let used = Usage::of(pid).processor.saturating_sub(before);
+            // The first round warms up.
+            if round > 0 {
+                gateway.rounds.push(used.as_secs_f64() * 1e6 / f64::from(CALLS));
+            }
+        }
+    }
+    println!("{CALLS} status calls a round, {IN_FLIGHT} in flight; median of {ROUNDS} rounds\n");
+    println!("| gateway | processor time of a call | ratio |\n|---|---|---|");
+    let first = median(&gateways[0].rounds);
+    for gateway in &gateways {
+        let time = median(&gateway.rounds);
+        println!("| {} | {time:.1} µs | {:.3} |", gateway.name, time / first);
+    }
+}
+
+fn median(rounds: &[f64]) -> f64 {
+    let mut sorted = rounds.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+/// Starts a gateway that knows a finished request.
+async fn gateway(name: &'static str, collector: &str) -> Measured {
+    let upstream = Upstream::start(Options { mode: Mode::Manual, ..Options::default() }).await;
+    let mut config = upstream.quiet();
+    config.limits.caller_calls_per_second = 1_000_000;
+    collector.clone_into(&mut config.telemetry.otlp_endpoint);
+    let process = Process::serve(&config, upstream.dir.path());
+    let mut client = process.client().await;
+    let id = place(&mut client, "key", 0..1).await.unwrap();
+    upstream.sim.finish(&id, &device(0).eid, DeviceResult::Success);
+    get_status(&mut client, status_call(&id)).await.unwrap();
+    Measured { name, process, id, rounds: Vec::new(), _upstream: upstream }
+}
+
+/// Makes the calls, and prints `done`.
+async fn load(address: SocketAddr, request: &str) {
+    let id = RequestId::parse(request).unwrap();
+    let mut clients = Vec::new();
+    for _ in 0..CONNECTIONS {
+        clients.push(connect(address).await);
+    }
+    let calls = (0..IN_FLIGHT).map(|n| {
+        let client = clients[usize::try_from(n % CONNECTIONS).unwrap()].clone();
+        tokio::spawn(ask(client, id.clone(), CALLS / IN_FLIGHT))
+    });
+    for call in calls.collect::<Vec<_>>() {
+        call.await.unwrap();
+    }
+    println!("done");
+}
+
+async fn ask(mut client: Client, id: RequestId, calls: u32) {
+    for _ in 0..calls {
+        get_status(&mut client, status_call(&id)).await.unwrap();
+    }
+}
