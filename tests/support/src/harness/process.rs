@@ -14,9 +14,9 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use thingspace_gateway::config::Config;
 
-use super::{Client, DEADLINE, connect};
+use super::{Client, DEADLINE, connect, disclosure::assert_discloses_nothing};
 
-/// A process that serves. It is killed when it is dropped.
+/// A process that serves. It is killed when it is dropped. Its log must disclose nothing.
 pub struct Process {
     child: Child,
     pub address: SocketAddr,
@@ -144,6 +144,7 @@ impl Process {
                 if let Some(status) = self.child.try_wait().unwrap() {
                     let mut lines = std::mem::take(&mut self.seen);
                     lines.extend(self.log.iter());
+                    assert_discloses_nothing(lines.iter().map(String::as_str));
                     return (status, lines);
                 }
                 assert!(Instant::now() < deadline, "the gateway did not end in time");
@@ -158,6 +159,10 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if !thread::panicking() {
+            self.seen.extend(self.log.iter());
+            assert_discloses_nothing(self.seen.iter().map(String::as_str));
+        }
     }
 }
 
