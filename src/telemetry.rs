@@ -10,6 +10,7 @@
 //! [`FLUSH_TIMEOUT`].
 
 mod audit;
+pub(crate) mod causes;
 mod collector;
 pub(crate) mod metrics;
 pub(crate) mod names;

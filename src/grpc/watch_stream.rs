@@ -31,6 +31,7 @@ use tokio_util::{
 use tonic::{Status, body::Body, server::NamedService};
 use tonic_types::StatusExt;
 use tower::Service;
+use tracing::Span;
 
 use super::{
     fragment::Partial,
@@ -49,6 +50,7 @@ use crate::{
     server::spread_age,
     store::StoreError,
     telemetry::{
+        causes,
         metrics::{Held, attribute, metrics},
         names,
     },
@@ -222,6 +224,9 @@ impl WatchStream {
             let reason = "the history of the request is no longer complete".to_owned();
             return Err(self.failed(&Error::Store(StoreError::Unavailable(reason))));
         };
+        if !matches!(event, WatchEvent::Heartbeat { .. }) {
+            causes::link(&Span::current(), self.watch.id());
+        }
         let WatchMessage { bytes, completes, partial } = message;
         self.partial = partial;
         match (completes, event) {

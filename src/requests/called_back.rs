@@ -3,14 +3,14 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use tracing::info;
+use tracing::{Instrument, info, info_span};
 
 use super::{Requests, append, error::Error, fold::event};
 use crate::{
     identity::{AccountName, RequestId},
     proto::storage,
     store::LogName,
-    telemetry::{attribute, metrics, names},
+    telemetry::{attribute, causes, metrics, names},
 };
 
 /// The maximum number of concurrent lookups of a request id's spelling, and the time for each.
@@ -35,7 +35,11 @@ impl Requests {
         let id = event::called_back_id(request, &called_back);
         let log = LogName::request(request.as_str());
         let first = self.hub.first(request);
-        append(&*self.store, &log, first, id, event::Kind::CalledBack(called_back)).await?;
+        let span = info_span!("callback", otel.kind = "server");
+        causes::link(&span, request);
+        span.in_scope(|| causes::set(request));
+        let called_back = event::Kind::CalledBack(called_back);
+        append(&*self.store, &log, first, id, called_back).instrument(span).await?;
         Ok(())
     }
 

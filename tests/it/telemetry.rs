@@ -1,12 +1,14 @@
 //! What a collector receives from the real binary, over gRPC and HTTP, with and without TLS.
 
 use std::{
+    collections::HashSet,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind};
+use thingspace_gateway::simulator::{CallbackOptions, DeviceResult};
 use tokio::net::TcpListener;
 use tonic::Request;
 
@@ -94,6 +96,67 @@ async fn a_call_is_a_span_of_its_callers_trace_with_its_upstream_calls_below() {
     for secret in [&device(0).eid, &device(0).iccid, "simulator-secret", "simulator-password"] {
         assert!(!received.contains(secret), "{secret} is exported");
     }
+}
+
+/// Whether a span is caused by another one: by its parents and links.
+fn is_caused(spans: &[Span], span: &Span, by: &Span) -> bool {
+    let mut seen = HashSet::new();
+    let mut next = vec![span];
+    while let Some(at) = next.pop() {
+        if at.span_id == by.span_id {
+            return true;
+        }
+        if seen.insert(&at.span_id) {
+            let causes: Vec<_> = at.links.iter().map(|link| &link.span_id).collect();
+            next.extend(spans.iter().filter(|other| {
+                other.span_id == at.parent_span_id || causes.contains(&&other.span_id)
+            }));
+        }
+    }
+    false
+}
+
+/// An order, its polls and callbacks, and the messages of watches begin by themselves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn links_connect_what_happens_to_a_request() {
+    let upstream = Upstream::calling(CallbackOptions::default()).await;
+    let (collector, address) = Collector::start().await;
+    let mut config = upstream.called();
+    config.polling = upstream.config().polling;
+    // ThingSpace calls few ports, so this process has an address of its own.
+    let [.., high, low] = std::process::id().to_be_bytes();
+    config.callbacks.listen = SocketAddr::from(([127, 78, high, low], 28_200));
+    config.callbacks.public_url = format!("http://{}/callbacks/", config.callbacks.listen);
+    let process = Process::spawn(
+        command(&upstream, &config).env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{address}")),
+    );
+    let mut client = process.client().await;
+    let id = place(&mut client, "k", 0..2).await.unwrap();
+    let mut watching = watch(&mut client, &id, "").await.unwrap();
+    watching.snapshot().await;
+    // One result comes by a callback, and the other by a poll.
+    upstream.sim.finish(&id, &device(0).eid, DeviceResult::Success);
+    watching.event().await;
+    upstream.sim.hold_callbacks();
+    upstream.sim.finish(&id, &device(1).eid, DeviceResult::Success);
+    watching.rest().await;
+    process.terminate();
+    assert!(process.wait().await.0.success());
+
+    let spans = collector.spans();
+    let named = |name: &str| -> Vec<&Span> {
+        spans.iter().filter(|span| span.name.ends_with(name)).collect()
+    };
+    let [order] = named("/DownloadProfile")[..] else { panic!("{spans:#?}") };
+    let [callback] = named("callback")[..] else { panic!("{spans:#?}") };
+    let [watched] = named("/WatchRequest")[..] else { panic!("{spans:#?}") };
+    let polls = named("poll");
+    assert!(!polls.is_empty());
+    for span in polls.iter().copied().chain([callback, watched]) {
+        assert!(is_caused(&spans, span, order), "{span:#?}");
+    }
+    assert!(is_caused(&spans, watched, callback));
+    assert!(polls.into_iter().any(|poll| is_caused(&spans, watched, poll)));
 }
 
 /// Terminates TLS in front of a collector. Returns the address and the file of its certificate.

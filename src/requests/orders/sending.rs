@@ -30,7 +30,7 @@ use crate::{
         },
     },
     store::{CellName, LogName, StoreError},
-    telemetry::{attribute, metrics, names},
+    telemetry::{attribute, causes, metrics, names},
     thingspace::{self, Order, OrderPermit, Retries},
 };
 
@@ -102,6 +102,9 @@ impl Orders {
             Ok(Some(key)) => {
                 sending.key = Some(key);
                 let sent = self.send(&sending, permit).await;
+                if let Ok(request) = &sent {
+                    causes::set(request);
+                }
                 send_result(&sending, sent)
             }
             // Another replica has claimed the key first.

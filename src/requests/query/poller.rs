@@ -19,7 +19,7 @@ use std::{
 
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info};
+use tracing::{Instrument, debug, error, info, info_span};
 
 use super::status_queries::{QueriedBy, StatusQueries};
 use crate::{
@@ -34,7 +34,7 @@ use crate::{
         lock,
     },
     store::{CellName, LogName, Store, StoreError, Swap, decode_cell, load_cell, swap_cell},
-    telemetry::{attribute, metrics, names},
+    telemetry::{attribute, causes, metrics, names},
     thingspace::{Client, PollPermit},
 };
 pub(in crate::requests) use schedule::Schedule;
@@ -287,9 +287,12 @@ impl Poller {
                 return PollResult::Failed;
             }
         };
+        let span = info_span!("poll");
+        causes::link(&span, id);
         let queried = self
             .queries
             .refresh(tracked, Instant::now(), self.config.min_age, QueriedBy::Poller(permit))
+            .instrument(span)
             .await;
         count(if queried.is_ok() { "answered" } else { "failed" });
         if let Err(error) = queried {

@@ -35,6 +35,7 @@ use crate::{
         lock,
     },
     store::{LogName, Position, Store},
+    telemetry::causes,
     thingspace::{Client, PollPermit, Purpose, StatusLookup},
 };
 
@@ -326,6 +327,9 @@ impl StatusQueries {
     ) -> Result<(), Error> {
         let log = LogName::request(id.as_str());
         let mut last = None;
+        if !events.is_empty() {
+            causes::set(id);
+        }
         for observed in events {
             if first.is_none() && last.is_some() {
                 // Each later event names the first, so that a log that lost it is never folded.
