@@ -330,7 +330,8 @@ async fn serve_grpc(
         age: config.connection_age,
         grace: config.connection_grace,
         slow_reader: grpc::trailers(&Error::SlowReader),
-        closed: grpc::trailers(&Error::Draining),
+        aged: grpc::aged(),
+        stopped: grpc::trailers(&Error::Draining),
     };
     server::serve_grpc(listener_options, options, listener, tls, services, stop).await;
 }

@@ -33,7 +33,7 @@ use middleware::Middleware;
 use receive::Receive;
 
 pub(crate) use limits::Limits;
-pub(crate) use middleware::trailers;
+pub(crate) use middleware::{aged, trailers};
 pub(crate) use service::Esim;
 pub(crate) use watch_stream::EsimServer;
 

@@ -150,6 +150,11 @@ pub(crate) fn trailers(error: &Error) -> HeaderMap {
     status::trailers(&status::of(error))
 }
 
+/// Returns the trailers of a call that ends because of the age of its connection.
+pub(crate) fn aged() -> HeaderMap {
+    status::trailers(&status::stream_age(None))
+}
+
 /// A response body whose errors have a reason.
 pub(crate) struct MiddlewareBody<B> {
     /// `None` once the body has ended.

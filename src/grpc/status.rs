@@ -191,7 +191,8 @@ pub(super) fn expired(resume_token: Option<String>) -> Status {
 
 /// The status that ends a watch because of its age, or because of the age of its connection.
 pub(super) fn stream_age(resume_token: Option<String>) -> Status {
-    let message = "the watch has reached its age; resume it";
+    let message = "the call or its connection has reached its age; resume a watch, and repeat any \
+                   other call";
     unavailable("STREAM_AGE", message, Duration::ZERO).resume(resume_token).build()
 }
 

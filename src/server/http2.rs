@@ -85,8 +85,10 @@ pub(crate) struct Http2Options {
     pub(crate) grace: Duration,
     /// The trailers of a response whose peer does not read it.
     pub(crate) slow_reader: HeaderMap,
-    /// The trailers of a call that has not ended when its connection is closed.
-    pub(crate) closed: HeaderMap,
+    /// The trailers of a call that has not ended when its connection is closed: because of the age
+    /// of the connection, and because the server stops.
+    pub(crate) aged: HeaderMap,
+    pub(crate) stopped: HeaderMap,
 }
 
 /// The connection of a call. Every request has it as an extension.

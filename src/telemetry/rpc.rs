@@ -8,7 +8,6 @@
 mod subject;
 
 use std::{
-    borrow::Cow,
     pin::Pin,
     sync::{
         Arc,
@@ -39,11 +38,8 @@ use super::{
 use crate::log_throttle::LogThrottle;
 pub(crate) use subject::CallSubject;
 
-/// The longest method name in a span or a line, in bytes. The gateway's methods have shorter names.
-/// Without a limit, a caller could fill the log with long paths.
-const MAX_METHOD: usize = 128;
-
-/// The methods that metrics name.
+/// The methods that metrics, spans and log lines name. A path of a caller's choice is not named,
+/// because it may be long, or an identity.
 const METHODS: [&str; 8] = [
     "thingspace.esim.v1.EsimService/DownloadProfile",
     "thingspace.esim.v1.EsimService/GetRequestStatus",
@@ -185,10 +181,10 @@ impl FrameObserver for ResetFlag {
 #[derive(Debug)]
 pub(crate) struct RpcCall {
     span: Span,
-    method: Cow<'static, str>,
+    method: &'static str,
     subject: CallSubject,
     /// The header with the caller's trace.
-    parent: Option<HeaderValue>,
+    parent: Option<Box<HeaderValue>>,
     began: Instant,
     reset: ResetFlag,
     ended: bool,
@@ -196,19 +192,15 @@ pub(crate) struct RpcCall {
 
 impl RpcCall {
     fn begin<B>(request: &Request<B>) -> Self {
-        let method = request.uri().path().trim_start_matches('/');
-        let method = match METHODS.iter().find(|known| **known == method) {
-            Some(known) => Cow::Borrowed(*known),
-            None if method.len() > MAX_METHOD => Cow::Borrowed(names::OTHER),
-            None => Cow::Owned(method.to_owned()),
-        };
+        let path = request.uri().path().trim_start_matches('/');
+        let method = METHODS.iter().find(|known| **known == path).copied().unwrap_or(names::OTHER);
         let span = tracing::info_span!(
             "rpc",
-            otel.name = &*method,
+            otel.name = method,
             otel.kind = "server",
             otel.status_code = Empty,
             { names::RPC_SYSTEM_NAME } = "grpc",
-            { names::RPC_METHOD } = &*method,
+            { names::RPC_METHOD } = method,
             { names::RPC_RESPONSE_STATUS_CODE } = Empty,
             { names::ERROR_TYPE } = Empty,
         );
@@ -217,7 +209,7 @@ impl RpcCall {
             // The parent cannot change after the span is entered. This span is new.
             let _ = span.set_parent(parent);
         }
-        let parent = request.headers().get(TRACE_PARENT).cloned();
+        let parent = request.headers().get(TRACE_PARENT).cloned().map(Box::new);
         let (subject, reset) = Default::default();
         Self { span, method, subject, parent, began: Instant::now(), reset, ended: false }
     }
@@ -244,10 +236,7 @@ impl RpcCall {
 
     fn measure(&self, code: &'static str, is_failure: bool, info: Option<&ErrorInfo>) {
         let metrics = metrics();
-        let method = match self.method {
-            Cow::Borrowed(known) => attribute(names::RPC_METHOD, known),
-            Cow::Owned(_) => attribute(names::RPC_METHOD, names::OTHER),
-        };
+        let method = attribute(names::RPC_METHOD, self.method);
         let status = attribute(names::RPC_RESPONSE_STATUS_CODE, code);
         let attributes = [
             attribute(names::RPC_SYSTEM_NAME, "grpc"),
@@ -270,7 +259,7 @@ impl RpcCall {
     }
 
     fn log(&self, code: &str, is_failure: bool, reason: Option<&str>) {
-        let method = &*self.method;
+        let method = self.method;
         let milliseconds = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         if !is_failure {
             tracing::debug!(method, code, milliseconds, "call ended");
@@ -303,7 +292,7 @@ impl RpcCall {
     fn trace_id(&self) -> Option<String> {
         let context = if self.span.is_disabled() {
             let mut headers = HeaderMap::new();
-            headers.insert(TRACE_PARENT, self.parent.clone()?);
+            headers.insert(TRACE_PARENT, *self.parent.clone()?);
             TraceContextPropagator::new()
                 .extract_with_context(&TraceContext::new(), &TraceHeaders(&headers))
         } else {

@@ -108,7 +108,8 @@ async fn begin(
         _ = poll_fn(|context| respond.poll_reset(context)) => return None,
         () = connection.0.closed.cancelled() => {
             // An error says that the connection has ended.
-            let _ = respond.send_response(trailers_only(options.closed.clone()), true);
+            let trailers = closed(&options, &connection);
+            let _ = respond.send_response(trailers_only(trailers), true);
             return None;
         }
     };
@@ -236,12 +237,17 @@ impl<B: Body<Data = Bytes> + Unpin> ResponseStream<B> {
     }
 
     fn closed(&self) -> Stopped {
-        Stopped::Trailers(self.options.closed.clone())
+        Stopped::Trailers(closed(&self.options, &self.connection))
     }
 
     fn ended(&self) -> Stopped {
         self.end.as_ref().map_or(Stopped::Gone, |end| Stopped::Trailers((end.trailers)()))
     }
+}
+
+/// Returns the trailers of a call that has not ended when its connection is closed.
+fn closed(options: &Http2Options, connection: &Connection) -> HeaderMap {
+    if connection.is_server_stopping() { options.stopped.clone() } else { options.aged.clone() }
 }
 
 /// Waits until a peer that reads nothing counts as a slow reader. When its connection closes, it

@@ -74,8 +74,14 @@ async fn serve_with(options: Http2Options) -> Server {
 
 fn options() -> Http2Options {
     let (age, grace) = (Duration::from_hours(1), Duration::from_hours(1));
-    let (slow_reader, closed) = (trailers("slow"), trailers("closed"));
-    Http2Options { max_concurrent_streams: 100, age, grace, slow_reader, closed }
+    Http2Options {
+        max_concurrent_streams: 100,
+        age,
+        grace,
+        slow_reader: trailers("slow"),
+        aged: trailers("aged"),
+        stopped: trailers("stopped"),
+    }
 }
 
 /// Connects. The task ends with the connection.
@@ -127,7 +133,7 @@ async fn an_old_connection_takes_no_new_calls_and_is_closed_after_the_grace() {
     let (mut other, _other_connection) = connect(&server).await;
     let _other_body = within(call(&mut other, "nothing")).await.unwrap();
     assert!(within(body.data()).await.is_none());
-    assert_eq!(within(body.trailers()).await.unwrap().unwrap()["end"], "closed");
+    assert_eq!(within(body.trailers()).await.unwrap().unwrap()["end"], "aged");
     within(connection).await.unwrap().unwrap();
 }
 
