@@ -43,10 +43,7 @@ pub(crate) fn token_names(file: &Path) -> Result<HashSet<String>, String> {
 
 /// Checks that a file holds tokens of callers.
 pub(crate) fn check_tokens(file: &Path) -> Result<(), String> {
-    check(file, |content| {
-        let tokens = Tokens::parse(content)?;
-        if tokens.is_empty() { Err("has no tokens".to_owned()) } else { Ok(()) }
-    })
+    check(file, |content| Tokens::parse(content).map(drop))
 }
 
 /// Checks that a file holds a key set.

@@ -1,9 +1,16 @@
 //! Finds out who calls, from the headers of a call and the certificate of its connection.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use http::{HeaderMap, header::AUTHORIZATION};
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use super::{
     AuthError, Caller, Policy,
@@ -39,7 +46,7 @@ impl Authenticator {
         policy: Policy,
     ) -> Result<Self, String> {
         let tokens = match tokens_file {
-            Some(file) => Some(Reloaded::load_one("tokens", file, Tokens::parse).await?),
+            Some(file) => Some(Reloaded::load_one("tokens", file, tokens()).await?),
             None => None,
         };
         Ok(Self(Arc::new(AuthenticatorInner { tokens, jwt, certificates, policy })))
@@ -55,6 +62,11 @@ impl Authenticator {
         let tokens = self.0.tokens.as_ref().map(|tokens| ("auth.tokens_file", tokens.used()));
         let keys = self.0.jwt.as_ref().map(|(_, keys)| keys.used());
         tokens.into_iter().chain(keys).collect()
+    }
+
+    /// Whether the file with static tokens has none, so that it admits nobody.
+    pub(crate) fn lacks_tokens(&self) -> bool {
+        self.0.tokens.as_ref().is_some_and(|tokens| tokens.current().is_empty())
     }
 
     /// Returns why no caller can be authenticated yet. `None`: some can. If there are other
@@ -139,6 +151,19 @@ impl Authenticator {
             JwtError::Invalid(why) => AuthError::Invalid(why),
             JwtError::UnknownKey => AuthError::Invalid("it is signed with an unknown key"),
         })
+    }
+}
+
+/// Returns a function that parses each version of the file, and warns if a later one removes all
+/// tokens. The warnings of the configuration are about the first version.
+fn tokens() -> impl Fn(&[u8]) -> Result<Tokens, String> {
+    let is_loaded = AtomicBool::new(false);
+    move |content| {
+        let tokens = Tokens::parse(content)?;
+        if is_loaded.swap(true, Ordering::Relaxed) && tokens.is_empty() {
+            warn!("auth.tokens_file has no tokens any more, so nobody can call with one");
+        }
+        Ok(tokens)
     }
 }
 

@@ -5,12 +5,20 @@
 //! audience are those of the configuration, and the time is between `nbf` and `exp`. Algorithms
 //! with a shared secret, and `none`, are never accepted.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    ops::RangeInclusive,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ED25519, ParsedPublicKey,
+    VerificationAlgorithm,
+};
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use jsonwebtoken::{
     Algorithm, DecodingKey, Validation, decode, decode_header,
     errors::ErrorKind,
-    jwk::{Jwk, KeyOperations, PublicKeyUse},
+    jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse},
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -26,6 +34,9 @@ const MAX_TOKEN: usize = 8 << 10;
 
 /// The most keys of a set.
 const MAX_KEYS: usize = 100;
+
+/// The length of an RSA modulus in bytes with which signatures can be verified: 2048 to 8192 bits.
+const RSA_MODULUS: RangeInclusive<usize> = 256..=1024;
 
 const EXPIRED: &str = "it has expired";
 
@@ -64,8 +75,8 @@ struct Claims {
 }
 
 impl Keys {
-    /// Parses a set. Keys that cannot verify a signature are left out, as RFC 7517 §5 wants it. An
-    /// error completes "FILE …" or "URL …".
+    /// Parses a set. Keys that cannot verify a signature are left out, as RFC 7517 §5 wants it. A
+    /// set without other keys is refused. An error completes "FILE …" or "URL …".
     pub(super) fn parse(json: &[u8]) -> Result<Self, String> {
         let KeySet { keys } = serde_json::from_slice(json)
             // The text of the error could quote the content.
@@ -75,7 +86,9 @@ impl Keys {
             })?;
         let keys: Vec<_> = keys.into_iter().filter_map(Key::parse).take(MAX_KEYS).collect();
         if keys.is_empty() {
-            return Err("holds no key that can verify RS, PS, ES or EdDSA signatures".to_owned());
+            return Err("holds no key that can verify signatures: RSA with 2048 to 8192 bits, EC \
+                        with P-256 or P-384, or Ed25519"
+                .to_owned());
         }
         Ok(Self(keys))
     }
@@ -112,18 +125,39 @@ impl Key {
         }
         let public = DecodingKey::from_jwk(&jwk).ok()?;
         let named = jwk.common.key_algorithm.map(|algorithm| algorithm.to_string().parse());
+        let possible = algorithms(&jwk.algorithm, &public)?;
         let algorithms: Vec<Algorithm> = match named {
-            Some(Ok(algorithm)) => vec![algorithm],
-            Some(Err(_)) => return None,
-            None => public.family().algorithms().to_vec(),
+            Some(Ok(algorithm)) if possible.contains(&algorithm) => vec![algorithm],
+            Some(_) => return None,
+            None => possible,
         };
-        let usable = algorithms.iter().all(|algorithm| is_asymmetric(*algorithm));
-        usable.then_some(Self { id: jwk.common.key_id, algorithms, public })
+        Some(Self { id: jwk.common.key_id, algorithms, public })
     }
 }
 
-fn is_asymmetric(algorithm: Algorithm) -> bool {
-    !matches!(algorithm, Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512)
+/// Returns the algorithms with which a key can verify signatures. `None`: there are none, because
+/// its type or curve is not supported, or it is no valid key.
+fn algorithms(parameters: &AlgorithmParameters, public: &DecodingKey) -> Option<Vec<Algorithm>> {
+    let is_valid = |algorithm: &'static dyn VerificationAlgorithm| {
+        let bytes = public.try_get_as_bytes();
+        bytes.is_ok_and(|bytes| ParsedPublicKey::new(algorithm, bytes).is_ok())
+    };
+    let (is_valid, algorithms) = match parameters {
+        AlgorithmParameters::RSA(key) => {
+            let modulus = BASE64_URL_SAFE_NO_PAD.decode(&key.n).ok()?;
+            (RSA_MODULUS.contains(&modulus.len()), public.family().algorithms().to_vec())
+        }
+        AlgorithmParameters::EllipticCurve(key) => match key.curve {
+            EllipticCurve::P256 => (is_valid(&ECDSA_P256_SHA256_FIXED), vec![Algorithm::ES256]),
+            EllipticCurve::P384 => (is_valid(&ECDSA_P384_SHA384_FIXED), vec![Algorithm::ES384]),
+            _ => return None,
+        },
+        AlgorithmParameters::OctetKeyPair(key) if key.curve == EllipticCurve::Ed25519 => {
+            (is_valid(&ED25519), vec![Algorithm::EdDSA])
+        }
+        _ => return None,
+    };
+    is_valid.then_some(algorithms)
 }
 
 /// What every token must say.

@@ -21,11 +21,17 @@ type Hash = [u8; SHA256_OUTPUT_LEN];
 pub(super) struct Tokens(Vec<(Hash, Caller)>);
 
 impl Tokens {
-    /// Parses the content of a file. A file without tokens is valid: the last caller may have been
-    /// removed. An error completes "FILE …" and names all wrong lines. It quotes none of them,
-    /// because somebody may have written a token in the place of its hash.
+    /// Parses the content of a file. A file with only comments is valid: the last caller may have
+    /// been removed. An empty file is not, because it may be the result of a failed write. An error
+    /// completes "FILE …" and names all wrong lines. It quotes none of them, because somebody may
+    /// have written a token in the place of its hash.
     pub(super) fn parse(content: &[u8]) -> Result<Self, String> {
         let text = str::from_utf8(content).map_err(|_| "holds no UTF-8 text".to_owned())?;
+        if text.trim().is_empty() {
+            return Err(
+                "is empty; to remove the last token, leave a line with a comment".to_owned()
+            );
+        }
         let (mut tokens, mut problems) = (Vec::<(Hash, Caller)>::new(), Vec::new());
         for (number, line) in (1..).zip(text.lines()) {
             let line = line.trim();
@@ -156,5 +162,14 @@ mod tests {
     fn a_file_without_tokens_is_valid() {
         let tokens = Tokens::parse(b"# nobody\n").unwrap();
         assert!(tokens.is_empty() && tokens.find("").is_none());
+    }
+
+    /// A write that failed must not remove all callers.
+    #[test]
+    fn an_empty_file_is_refused() {
+        for empty in ["", " ", "\n", "\r\n \t\n"] {
+            let why = Tokens::parse(empty.as_bytes()).unwrap_err();
+            assert!(why.starts_with("is empty"), "{empty:?}: {why}");
+        }
     }
 }

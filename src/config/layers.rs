@@ -87,7 +87,20 @@ pub(super) fn merge(
 }
 
 pub(super) fn parse(path: &Path, text: &str) -> Result<Table, Problems> {
-    parse_toml(text).map_err(|error| Problems::one(format!("{}: {error}", path.display())))
+    parse_toml(text).map_err(|error| {
+        Problems::one(format!("{}: {}", path.display(), explain_syntax(&error, text)))
+    })
+}
+
+/// Returns where the syntax of a text is wrong, and why. The parser's own text quotes the line,
+/// which may hold a secret.
+fn explain_syntax(error: &ConfigError, text: &str) -> String {
+    let ConfigError::FileParse { cause, .. } = error else { return error.to_string() };
+    let Some(error) = cause.downcast_ref::<toml::de::Error>() else { return cause.to_string() };
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    format!("line {line}, column {column}: {}", error.message())
 }
 
 fn parse_toml(text: &str) -> Result<Table, ConfigError> {
@@ -121,6 +134,9 @@ fn check(
     origin: &str,
 ) -> (Option<Value>, Vec<String>) {
     let name = key.join(".");
+    if is_list(key) && matches!(value.kind, ValueKind::Table(_)) {
+        return (None, vec![format!("{name}: is a list of sections; write [[{name}]] ({origin})")]);
+    }
     if is_list(key)
         && let ValueKind::Array(sections) = &value.kind
     {
@@ -224,7 +240,12 @@ fn check_section<T: DeserializeOwned>(
             problems.push(format!("{name}: {key} is missing ({origin})"));
             continue;
         };
-        let wrong = check_value::<T>(&valid, key, value, origin, &name);
+        let expects_list = matches!(valid.get(key), Some(Value { kind: ValueKind::Array(_), .. }));
+        let wrong = if expects_list && !matches!(value.kind, ValueKind::Array(_)) {
+            vec![format!("{name}: {key}: is no list; write {key} = [\"…\"] ({origin})")]
+        } else {
+            check_value::<T>(&valid, key, value, origin, &name)
+        };
         if wrong.is_empty() {
             usable.insert(key.clone(), value.clone());
         }

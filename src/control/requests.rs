@@ -15,7 +15,7 @@ use super::{
     audit::{DONE, Operator},
 };
 use crate::{
-    identity::{AccountName, RequestId},
+    identity::{AccountName, Digits, RequestId},
     requests::inspect::{OpenItem, OpenState, RequestDetails},
     telemetry::AuditEntry,
 };
@@ -111,10 +111,13 @@ async fn show(
     if !reveal {
         return find(&parts, &id, false).await.map(Json);
     }
-    let about = AuditEntry { request_id: Some(id.clone()), ..AuditEntry::default() };
+    // What is no known request may be the identity of a device.
+    let masked = Digits::new(&id).to_string();
+    let about = AuditEntry { request_id: Some(masked), ..AuditEntry::default() };
     let mut command = operator.begin("requests show", &[("--reveal", true)], about);
     let found = find(&parts, &id, true).await;
     if let Ok(details) = &found {
+        command.about().request_id = Some(id);
         command.about().account.clone_from(&details.account);
         command.about().devices = Some(details.devices_total);
         command.about().order_id.clone_from(&details.order_id);
@@ -130,10 +133,9 @@ async fn find(
     let parsed = RequestId::parse(id)
         .map_err(|invalid| CommandError::new(StatusCode::BAD_REQUEST, &invalid))?;
     parts.requests.details(&parsed, reveal).await?.ok_or_else(|| {
-        let message = format_args!(
-            "the store has no request {id}; it was never placed or watched here, or it is older \
-             than store.retention"
-        );
+        // Without the id, because the audit log has this reason.
+        let message = "the store has no request with this id; it was never placed or watched here, \
+                       or it is older than store.retention";
         CommandError::new(StatusCode::NOT_FOUND, &message)
     })
 }

@@ -93,6 +93,9 @@ pub(crate) struct StatusResponse {
     /// The files and URLs with which callers are authenticated, by their configuration keys.
     #[serde(default)]
     pub(crate) caller_credentials: BTreeMap<String, CallerCredentials>,
+    /// Whether the file with static tokens has none.
+    #[serde(default)]
+    pub(crate) lacks_tokens: bool,
     /// When the certificate of the API expires. `None`: it has none.
     #[serde(default)]
     pub(crate) grpc_certificate_expires: Option<Timestamp>,
@@ -198,6 +201,7 @@ pub(crate) async fn read(parts: &GatewayParts) -> StatusResponse {
         hosts: client.hosts().into_iter().map(host).collect(),
         connections: parts.connections.len(),
         caller_credentials: caller_credentials(parts),
+        lacks_tokens: parts.callers.lacks_tokens(),
         grpc_certificate_expires: parts.tls.as_ref().map(Tls::expires),
         callbacks_certificate_expires: callbacks.and_then(Callbacks::certificate_expires),
         callbacks: callbacks.map(outcomes).unwrap_or_default(),

@@ -18,10 +18,7 @@ use super::{
     authenticate::{DENIED, Sender, count},
     status,
 };
-use crate::{
-    auth::{Authenticator, Method},
-    identity::AccountName,
-};
+use crate::auth::{Authenticator, Method};
 
 /// The layer around the services.
 #[derive(Debug, Clone)]
@@ -65,11 +62,11 @@ where
     }
 }
 
-/// Records and answers a call that the policy does not allow.
-pub(super) fn denied(sender: &Sender, method: Method, account: Option<&AccountName>) -> Status {
+/// Records and answers a call that the policy does not allow. `account` is as logs may show it.
+pub(super) fn denied(sender: &Sender, method: Method, account: Option<String>) -> Status {
     count("not_allowed");
     let mut entry = sender.audit_entry(method);
-    entry.account = account.map(AccountName::to_string);
+    entry.account = account;
     entry.write("a call was denied: no entry of auth.allow allows it", DENIED, None);
     status::not_allowed()
 }

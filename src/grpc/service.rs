@@ -22,7 +22,7 @@ use super::{
 use crate::{
     auth::{Method, Policy},
     config::Config,
-    identity::AccountName,
+    identity::{AccountName, Digits, RequestId},
     proto::esim::{
         DownloadProfileRequest, DownloadProfileResponse, GetRequestStatusRequest,
         GetRequestStatusResponse, WatchRequestRequest, WatchRequestResponse,
@@ -93,7 +93,29 @@ impl Esim {
         if self.policy.allows(&sender.caller, method, account) {
             return Ok(());
         }
-        Err(denied(sender, method, Some(account)))
+        Err(denied(sender, method, Some(self.shown(account))))
+    }
+
+    fn is_configured(&self, account: &AccountName) -> bool {
+        self.requests.check_account(account).is_ok()
+    }
+
+    /// Returns an account as the audit log shows it. Another text than an account of the
+    /// configuration is masked, because it may be the identity of a device.
+    fn shown(&self, account: &AccountName) -> String {
+        if self.is_configured(account) {
+            account.to_string()
+        } else {
+            Digits::new(account.as_str()).to_string()
+        }
+    }
+
+    /// Records what a call is about for its log line, unless the account is not one of the
+    /// configuration. Then neither account nor request may be shown.
+    fn record(&self, subject: &CallSubject, account: &AccountName, request: Option<&RequestId>) {
+        if self.is_configured(account) {
+            subject.set(account, request);
+        }
     }
 
     /// Returns the caller's deadline, or that of the gateway if it is earlier.
@@ -136,14 +158,14 @@ impl EsimService for Esim {
         let placement = convert::placement(request, sender.caller.name(), self.rules)
             .map_err(status::invalid)?;
         let (account, devices) = (placement.order.account.clone(), placement.order.devices.len());
-        subject.set(&account, None);
+        self.record(&subject, &account, None);
         self.authorize(&sender, Method::DownloadProfile, &account)?;
         if validate_only {
             self.requests.check_account(&account).map_err(to_status)?;
             return Ok(Response::new(DownloadProfileResponse::default()));
         }
         let entry = AuditEntry {
-            account: Some(account.to_string()),
+            account: Some(self.shown(&account)),
             devices: Some(devices),
             ..sender.audit_entry(Method::DownloadProfile)
         };
@@ -163,7 +185,7 @@ impl EsimService for Esim {
         let (subject, sender) = (subject(&request), sender(&request)?);
         let closing = closing(&request)?;
         let call = convert::status_call(request.into_inner()).map_err(status::invalid)?;
-        subject.set(&call.account, Some(&call.request));
+        self.record(&subject, &call.account, Some(&call.request));
         self.authorize(&sender, Method::GetRequestStatus, &call.account)?;
         // A long poll ends early enough for its answer to arrive in time.
         let longest = without_margin(deadline.saturating_duration_since(Instant::now()));
@@ -212,7 +234,7 @@ impl EsimService for Esim {
         else {
             return Err(status::invalid(wrong));
         };
-        subject.set(&account, Some(&id));
+        self.record(&subject, &account, Some(&id));
         self.authorize(&sender, Method::WatchRequest, &account)?;
         let caller = sender.caller.shared_name();
         let begin = self.requests.watch(&account, &id, &request.resume_token, caller);

@@ -13,7 +13,8 @@ use crate::{
 /// Why a call failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
-    #[error("no credentials are configured for account {0}")]
+    /// Its text does not quote the account, which may be the identity of a device.
+    #[error("no credentials are configured for the account")]
     AccountNotConfigured(AccountName),
     #[error("the idempotency key names another order")]
     IdempotencyKeyReused,

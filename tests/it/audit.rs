@@ -47,7 +47,8 @@ async fn each_order_denied_call_settlement_and_command_has_one_line() {
     let placed = place(&mut client, "placed", 0..2).await.unwrap();
     place(&mut client, "placed", 0..2).await.unwrap();
     let mut elsewhere = order("k", [0]);
-    elsewhere.account_name = "0000999999-00001".to_owned();
+    // The identity of a device in the place of an account.
+    elsewhere.account_name = device(5).eid;
     client.download_profile(elsewhere).await.unwrap_err();
 
     // Orders whose answers are lost. A callback settles one of them, an operator the other.
@@ -88,6 +89,7 @@ async fn each_order_denied_call_settlement_and_command_has_one_line() {
     told(&file, &["unblock", "test"]).await;
     process.terminate();
     let (_, log) = process.wait().await;
+    assert!(!log.iter().any(|line| line.contains(&device(5).eid)), "{log:#?}");
     let lines = audited(&log);
 
     let names = ["caller", "method", "account", "devices", "request.id", "outcome"];
@@ -108,7 +110,7 @@ async fn each_order_denied_call_settlement_and_command_has_one_line() {
             json!({ "devices": 2, "request.id": placed.as_str(),
                               "outcome": "replayed" }),
         ),
-        line("0000999999-00001", json!({ "outcome": "denied" })),
+        line(&format!("…{}", &device(5).eid[28..]), json!({ "outcome": "denied" })),
         line(ACCOUNT, json!({ "devices": 1, "outcome": "unknown" })),
         line(
             ACCOUNT,

@@ -167,8 +167,28 @@ fn keys_that_cannot_verify_are_left_out() {
     signing["key_ops"] = json!(["sign"]);
     let shared = json!({ "kty": "oct", "k": "c2VjcmV0", "kid": "shared", "alg": "HS256" });
     let odd = json!({ "kty": "AKP", "alg": "ML-DSA-44", "kid": "odd" });
-    let set = json!({ "keys": [encryption, signing, shared, odd, 7, issuer.jwk()] }).to_string();
-    let keys = Keys::parse(set.as_bytes()).unwrap();
+    let mut useless = vec![encryption, signing, shared, odd, 7.into()];
+    let bytes = |length| encode(vec![1; length]);
+    for (curve, length) in [("P-256", 1), ("P-256", 32), ("P-384", 32), ("P-521", 66)] {
+        // A point of 32 bytes has the right length, and is not on the curve.
+        let coordinate = bytes(length);
+        useless.push(json!({ "kty": "EC", "crv": curve, "x": coordinate, "y": coordinate }));
+    }
+    useless.push(json!({ "kty": "OKP", "crv": "Ed25519", "x": bytes(31) }));
+    useless.push(json!({ "kty": "OKP", "crv": "X25519", "x": bytes(32) }));
+    useless.push(json!({ "kty": "RSA", "n": bytes(128), "e": "AQAB" }));
+    // Algorithms of another curve and of another type of key.
+    for algorithm in ["ES384", "RS256", "HS256"] {
+        let mut key = issuer.jwk();
+        key["alg"] = algorithm.into();
+        useless.push(key);
+    }
+    for key in &useless {
+        let set = json!({ "keys": [key] }).to_string();
+        assert!(Keys::parse(set.as_bytes()).is_err(), "{set}");
+    }
+    useless.push(issuer.jwk());
+    let keys = Keys::parse(json!({ "keys": useless }).to_string().as_bytes()).unwrap();
     assert_eq!(keys.0.len(), 1);
     verify(&keys, &issuer.token(&claims())).unwrap();
     for useless in ["", "{}", r#"{"keys": []}"#, r#"{"keys": [{"kty": "oct", "k": "AA"}]}"#] {

@@ -55,6 +55,38 @@ fn a_printed_configuration_can_be_loaded() {
     assert_eq!(from_file(&printed).unwrap().to_string(), printed);
 }
 
+/// The line may hold a secret in a wrong place.
+#[test]
+fn an_error_of_syntax_has_its_place_and_does_not_quote_the_line() {
+    for (text, place) in [
+        ("[grpc]\npassword = \"hunter2", "line 2, column 20: "),
+        ("password = hunter2 3", "line 1, column 12: "),
+        ("[grpc]\n# ä\npassword hunter2", "line 3, column "),
+        ("listen = 1\nlisten = \"hunter2\"", "line 2, column 1: "),
+    ] {
+        let told = problems(from_file(text));
+        let [told] = &told[..] else { panic!("{told:?}") };
+        assert!(told.starts_with(&format!("gateway.toml: {place}")), "{told}");
+        assert!(!told.contains("hunter2") && !told.contains('\n'), "{told}");
+    }
+}
+
+#[test]
+fn a_value_or_a_section_that_should_be_a_list_is_told_so() {
+    for (text, expected) in [
+        (
+            "[auth.allow]\ncallers = [\"token:a\"]",
+            "auth.allow: is a list of sections; write [[auth.allow]] (in gateway.toml)",
+        ),
+        (
+            "[[auth.allow]]\ncallers = \"token:a\"\nmethods = [\"*\"]\naccounts = [\"*\"]",
+            "auth.allow #1: callers: is no list; write callers = [\"…\"] (in gateway.toml)",
+        ),
+    ] {
+        assert_eq!(problems(from_file(text)), [expected]);
+    }
+}
+
 #[test]
 fn file_over_defaults_and_environment_over_file() {
     let file = "[grpc]\nlisten = \"127.0.0.1:1\"\nreflection = true\n[store]\npath = \"a.redb\"";

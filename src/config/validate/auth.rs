@@ -158,6 +158,13 @@ impl Problems {
     pub(super) fn front_door_warnings(&mut self, config: &Config) {
         let Config { grpc, auth, .. } = config;
         let names = set(&auth.tokens_file).and_then(|file| auth::token_names(&file).ok());
+        if names.as_ref().is_some_and(HashSet::is_empty) {
+            self.push(format!(
+                "auth.tokens_file: {} has no tokens, so nobody can call with one; add one, or \
+                 leave auth.tokens_file empty",
+                auth.tokens_file.display()
+            ));
+        }
         for (number, entry) in (1..).zip(&auth.allow) {
             let Some(names) = &names else { continue };
             for caller in entry.callers.iter().filter(|caller| caller.starts_with(TOKEN)) {

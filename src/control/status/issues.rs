@@ -131,6 +131,13 @@ fn callers(
             );
         }
     }
+    if status.lacks_tokens {
+        add(
+            IssueLevel::Warning,
+            "The file of auth.tokens_file has no tokens, so nobody can call with one".into(),
+            "Add the token of a caller. The gateway reads the file again by itself.",
+        );
+    }
     if let Some(expires) = status.grpc_certificate_expires
         && expires.duration_since(now) < CERTIFICATE_NOTICE
     {

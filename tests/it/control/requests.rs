@@ -105,10 +105,14 @@ async fn an_operator_sees_the_history_of_a_request() {
     assert!(text.contains(&device(0).eid) && text.contains(&device(1).iccid), "{text}");
     assert!(text.contains("state         partially succeeded"), "{text}");
 
-    let nobody = refused(&file, &["requests", "show", "nobody", "--reveal"]).await;
-    assert!(nobody.starts_with("the store has no request nobody"), "{nobody}");
+    // The identity of a device in the place of an id.
+    let eid = &device(0).eid;
+    let nobody = refused(&file, &["requests", "show", eid, "--reveal"]).await;
+    assert!(nobody.starts_with("the store has no request with this id"), "{nobody}");
     process.terminate();
-    let lines = audited(&process.wait().await.1);
+    let (_, log) = process.wait().await;
+    assert!(!log.iter().any(|line| line.contains(eid)), "{log:#?}");
+    let lines = audited(&log);
     let lines: Vec<_> = lines.iter().filter(|line| line["command"].is_string()).collect();
     let [revealed, failed] = lines[..] else { panic!("{lines:#?}") };
     assert_eq!(revealed["command"], "requests show --reveal");
@@ -117,5 +121,6 @@ async fn an_operator_sees_the_history_of_a_request() {
         (&id.as_str().into(), &"done".into())
     );
     assert_eq!((&revealed["account"], &revealed["devices"]), (&ACCOUNT.into(), &2.into()));
-    assert_eq!((&failed["request.id"], &failed["outcome"]), (&"nobody".into(), &"failed".into()));
+    let masked = format!("…{masked}");
+    assert_eq!((&failed["request.id"], &failed["outcome"]), (&masked.into(), &"failed".into()));
 }

@@ -105,6 +105,21 @@ fn a_token_that_is_not_in_the_file_is_a_warning() {
     assert_begin(&warnings(&config), &expected);
 }
 
+/// The gateway starts with it, as it would use it after a change.
+#[test]
+fn a_file_with_only_comments_is_a_warning_and_an_empty_one_a_problem() {
+    let (folder, mut config) = deployed();
+    config.auth.tokens_file = folder.path().join("tokens");
+    config.auth.allow = vec![entry(&["*"], &["*"], &["*"])];
+    fs::write(&config.auth.tokens_file, "# nobody\n").unwrap();
+    assert_begin(&deployment(&config, None), &[]);
+    let shown = config.auth.tokens_file.display();
+    assert_begin(&warnings(&config), &[&format!("auth.tokens_file: {shown} has no tokens")]);
+    fs::write(&config.auth.tokens_file, "\n").unwrap();
+    let expected = format!("auth.tokens_file: {shown} is empty; to remove the last token");
+    assert_begin(&deployment(&config, None), &[&expected]);
+}
+
 /// TLS accepts the certificates that it has issued.
 #[test]
 fn an_authority_that_has_expired_is_a_warning() {
