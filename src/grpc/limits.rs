@@ -38,7 +38,7 @@ use usage::{LimitReached, POOLS, PoolLimits, Rate, RateLimits, Usage};
 const ORDERS: usize = 4_000;
 const STATUS_CALLS: usize = 8_000;
 
-/// Open watches. An idle one takes at most 2.5 kB: together 500 MB, for which the operator provides
+/// Open watches. An idle one takes about 3 kB: together 600 MB, for which the operator provides
 /// with `limits.caller_watches`.
 const WATCHES: usize = 200_000;
 
