@@ -3,8 +3,8 @@
 //!
 //! `/livez` says that the process serves, from before the store is opened until the end, even if
 //! the store or ThingSpace fails. `/readyz` says whether calls can be answered, and if not, why.
-//! `/status` is a [`page`] for people, and JSON for programs. `/metrics` has the metrics of the
-//! process, for Prometheus. Nothing here changes anything.
+//! `/status` is a [page](mod@page) for people, and JSON for programs. `/metrics` has the metrics of
+//! the process, for Prometheus. Nothing here changes anything.
 
 mod page;
 
