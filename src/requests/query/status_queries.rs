@@ -267,6 +267,10 @@ impl StatusQueries {
         let lookup = match (lookup, &attached) {
             (StatusLookup::Found(answer), Some(tracked)) if self.hub.is_called_back(account) => {
                 let answer = tracked.withhold(answer, self.grace);
+                if tracked.withheld_until().is_some() {
+                    // They are released later, outside the span of this query.
+                    causes::set(id);
+                }
                 // The poller releases the withheld statuses in time.
                 self.hub.hints.add(id, PollHint::Reschedule);
                 StatusLookup::Found(answer)
