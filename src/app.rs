@@ -44,6 +44,7 @@ use crate::{
 };
 use drain::Running;
 
+pub(crate) use callers::key_set_url;
 pub use dev::{dev, simulate};
 pub use health::health;
 pub use restore::restore;

@@ -27,7 +27,7 @@ use tokens::Tokens;
 pub(crate) use authenticator::Authenticator;
 pub(crate) use caller::Caller;
 pub(crate) use jwt::ExpectedClaims;
-pub(crate) use keys::{KeySetUrl, KeySource};
+pub(crate) use keys::{KeySetUrl, KeySource, probe as probe_keys};
 pub(crate) use policy::{ANY, Method, Pattern, Policy, Rule};
 
 /// Whether a caller can have this name, without regard to its kind.

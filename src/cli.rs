@@ -140,6 +140,8 @@ nothing and prints no secret. The exit code is 78 if there is a problem.
 Examples:
   thingspace-gateway check --config gateway.toml
   thingspace-gateway check --config gateway.toml --online   the same as doctor")]
+#[command(mut_arg("format", |format| format.requires("online")))]
+#[command(mut_arg("json", |json| json.requires("online")))]
 pub struct CheckArgs {
     /// The configuration file (TOML)
     #[arg(long, value_name = "FILE")]
@@ -147,13 +149,15 @@ pub struct CheckArgs {
     /// Do what `doctor` does instead, with its exit codes
     #[arg(long)]
     pub online: bool,
+    #[command(flatten)]
+    pub report: ReportArgs,
 }
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Checks the configuration, secret files, policy and limits, the store, names, ThingSpace, the clock
 and the address for callbacks. It never logs in and changes nothing. A running gateway is asked
-about its tokens, logins and registrations; without one, these are not checked.
+about everything that `status` shows; without one, logins and registrations are not checked.
 
 Each line is ok, a warning, a failure, or says why a check was not made. Exit codes: 0 no problem, 1
 a warning is the worst, 2 a failure is.
@@ -165,12 +169,24 @@ pub struct DoctorArgs {
     /// The configuration file (TOML)
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
+    #[command(flatten)]
+    pub report: ReportArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ReportArgs {
     /// The format of the findings
     #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
     pub format: ReportFormat,
     /// The same as --format json
     #[arg(long, conflicts_with = "format")]
     pub json: bool,
+}
+
+impl ReportArgs {
+    pub fn format(&self) -> ReportFormat {
+        if self.json { ReportFormat::Json } else { self.format }
+    }
 }
 
 /// How findings are printed.
@@ -231,6 +247,19 @@ mod tests {
     #[test]
     fn definition_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_format_of_findings_belongs_to_the_checks_over_the_network() {
+        let parse = |arguments: &[&str]| {
+            let check = ["thingspace-gateway", "check", "--config", "gateway.toml"];
+            Cli::try_parse_from([&check[..], arguments].concat())
+        };
+        for arguments in [["--json"].as_slice(), &["--format", "prometheus"]] {
+            assert!(parse(arguments).is_err());
+            assert!(parse(&[arguments, &["--online"]].concat()).is_ok());
+        }
+        assert!(parse(&[]).is_ok());
     }
 
     #[test]

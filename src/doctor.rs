@@ -4,9 +4,11 @@
 //! - Each finding is ok, a warning or a failure, with what to do. A check that cannot be made from
 //!   here says so.
 //! - It never logs in and sends no credentials to ThingSpace: it asks the running gateway, through
-//!   the control socket, about tokens, the login guard and registrations.
+//!   the control socket, about tokens, the login guard and registrations. Without a gateway it
+//!   fetches the key set of callers, with `auth.jwt.jwks_token_file` if that is set.
 //! - It changes nothing.
 
+mod callers;
 mod configuration;
 mod network;
 mod report;
@@ -32,6 +34,9 @@ pub async fn run(
     if is_readable {
         configuration::check(&mut report, &config);
         let running = running::check(&mut report, &config).await;
+        if running.is_none() {
+            callers::check(&mut report, &config).await;
+        }
         store::check(&mut report, &config, running.as_ref()).await;
         network::thingspace(&mut report, &config).await;
         network::callbacks(&mut report, &config, running.is_some()).await;

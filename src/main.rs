@@ -63,12 +63,9 @@ fn main() -> ExitCode {
         Command::Serve(args) => Config::load(Some(&args.config)).map(serve),
         Command::Dev(args) => Config::load(None).map(|config| dev(config, args)),
         Command::Simulate(args) => Config::load(None).map(|config| simulate(&config, &args)),
-        Command::Check(args) if args.online => Ok(diagnose(&args.config, ReportFormat::Text)),
+        Command::Check(args) if args.online => Ok(diagnose(&args.config, args.report.format())),
         Command::Check(args) => Config::load(Some(&args.config)).map(|config| check(&config)),
-        Command::Doctor(args) => {
-            let format = if args.json { ReportFormat::Json } else { args.format };
-            Ok(diagnose(&args.config, format))
-        }
+        Command::Doctor(args) => Ok(diagnose(&args.config, args.report.format())),
         Command::Health(args) => Ok(run_command(app::health(&args))),
         Command::Operator(OperatorCommand::Store(StoreCommand::Restore(args))) => restore(args),
         Command::Operator(command) => operate(&command),

@@ -167,7 +167,7 @@ impl Page {
             return;
         }
         self.text("<ul class=more>");
-        for Issue { level, what, action } in others {
+        for Issue { level, what, action, .. } in others {
             let class = class(*level);
             self.write(format_args!("<li class={class}>{} {}</li>", Marked(what), Marked(action)));
         }

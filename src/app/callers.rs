@@ -44,12 +44,18 @@ pub(super) async fn authenticator(config: &Config) -> anyhow::Result<Authenticat
 }
 
 async fn jwt(config: &JwtConfig) -> Result<(ExpectedClaims, KeySource), String> {
-    let JwtConfig { issuer, audience, jwks_url, jwks_file, jwks_ca_file, jwks_token_file } = config;
+    let JwtConfig { issuer, audience, jwks_url, jwks_file, .. } = config;
     let keys = if jwks_url.is_empty() {
         KeySource::file(jwks_file.clone()).await?
     } else {
-        let (ca_file, token_file) = (set(jwks_ca_file), set(jwks_token_file));
-        KeySource::url(KeySetUrl { url: jwks_url.clone(), ca_file, token_file }).await?
+        KeySource::url(key_set_url(config)).await?
     };
     Ok((ExpectedClaims { issuer: issuer.clone(), audience: audience.clone() }, keys))
+}
+
+/// Returns where the key set is fetched.
+pub(crate) fn key_set_url(config: &JwtConfig) -> KeySetUrl {
+    let JwtConfig { jwks_url, jwks_ca_file, jwks_token_file, .. } = config;
+    let (ca_file, token_file) = (set(jwks_ca_file), set(jwks_token_file));
+    KeySetUrl { url: jwks_url.clone(), ca_file, token_file }
 }

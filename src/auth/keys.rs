@@ -272,6 +272,11 @@ impl FetchedKeys {
     }
 }
 
+/// Fetches a key set once, and checks that it has a usable key.
+pub(crate) async fn probe(location: KeySetUrl) -> Result<(), String> {
+    FetchedKeys::new(location).await?.get().await.map(drop)
+}
+
 /// Returns a client that trusts these authorities; `None`: those of the system.
 fn client(authorities: Option<Vec<CertificateDer<'static>>>) -> Result<Client, String> {
     let mut client = Client::builder().redirect(Policy::none()).no_proxy().timeout(FETCH_TIMEOUT);

@@ -73,12 +73,18 @@ async fn list(
     State(parts): State<GatewayParts>,
     Json(ListRequest { account, min_age_seconds, limit }): Json<ListRequest>,
 ) -> Result<Json<OpenList>, CommandError> {
-    let account = account.as_ref().map(AccountName::as_str);
     let mut items = parts.requests.open().await?;
-    items.retain(|item| {
-        item.age_seconds >= min_age_seconds
-            && account.is_none_or(|account| item.account.as_deref() == Some(account))
-    });
+    if let Some(account) = account {
+        items.retain(|item| item.account.as_deref() == Some(account.as_str()));
+        // Requests of an account that was removed from the configuration are still listed.
+        if items.is_empty() && !parts.client.serves(&account) {
+            let message = format_args!(
+                "nothing is open, and account {account} is in no [[credentials]] section"
+            );
+            return Err(CommandError::new(StatusCode::NOT_FOUND, &message));
+        }
+    }
+    items.retain(|item| item.age_seconds >= min_age_seconds);
     let totals = totals(&items);
     let left_out = items.len().saturating_sub(limit.min(MAX_LISTED));
     items.truncate(items.len() - left_out);

@@ -52,6 +52,9 @@ pub(crate) struct StatusResponse {
     pub(crate) ready: bool,
     /// Why calls cannot be answered.
     pub(crate) waits_for: Option<String>,
+    /// Whether `waits_for` names the key set of callers.
+    #[serde(default)]
+    pub(crate) waits_for_key_set: bool,
     /// What the gateway cannot do now although it is ready, and why.
     #[serde(default)]
     pub(crate) limited: Option<String>,
@@ -160,11 +163,10 @@ pub(crate) async fn read(parts: &GatewayParts) -> StatusResponse {
     let unreadable = requests.unreadable_logs().into_iter();
     let overview = requests.overview();
     let draining = parts.drain.is_cancelled();
-    let waits_for = if draining {
-        Some("draining".to_owned())
-    } else {
-        requests.waits_for().or_else(|| parts.callers.waits_for())
-    };
+    let own = if draining { Some("draining".to_owned()) } else { requests.waits_for() };
+    let keys = parts.callers.waits_for().filter(|_| own.is_none());
+    let waits_for_key_set = keys.is_some();
+    let waits_for = own.or(keys);
     let host = |HostHealth { host, open_for }| HostStatus {
         host,
         left_alone_ms: open_for.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
@@ -186,6 +188,7 @@ pub(crate) async fn read(parts: &GatewayParts) -> StatusResponse {
         config: parts.config.clone(),
         ready: overview.ready && waits_for.is_none(),
         waits_for,
+        waits_for_key_set,
         limited: if draining { None } else { requests.limited() },
         store: parts.store.clone(),
         store_trouble: requests.store_trouble(),

@@ -1,6 +1,6 @@
 //! The findings of `doctor`, and their formats.
 
-use std::{collections::BTreeMap, fmt::Write as _, io::Write};
+use std::{borrow::Cow, collections::BTreeMap, fmt::Write as _, io::Write};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -37,7 +37,7 @@ impl Level {
 pub(super) struct Finding {
     pub(super) level: Level,
     /// What was checked, for example `clock`.
-    pub(super) check: &'static str,
+    pub(super) check: Cow<'static, str>,
     /// Which one of several, for example a host. Empty: there is only one.
     pub(super) subject: String,
     pub(super) found: String,
@@ -55,12 +55,13 @@ impl Report {
     pub(super) fn add(
         &mut self,
         level: Level,
-        check: &'static str,
+        check: impl Into<Cow<'static, str>>,
         subject: &str,
         found: impl Into<String>,
         action: impl Into<String>,
     ) {
-        let (subject, found, action) = (subject.to_owned(), found.into(), action.into());
+        let (check, subject, found, action) =
+            (check.into(), subject.to_owned(), found.into(), action.into());
         self.findings.push(Finding { level, check, subject, found, action });
     }
 
@@ -95,6 +96,11 @@ impl Report {
     /// Whether a check found something worse than `ok`.
     pub(super) fn has_problem(&self, check: &'static str) -> bool {
         self.findings.iter().any(|found| found.check == check && found.level > Level::Ok)
+    }
+
+    /// Whether there is a finding about a subject.
+    pub(super) fn has(&self, check: &str, subject: &str) -> bool {
+        self.findings.iter().any(|found| found.check == check && found.subject == subject)
     }
 
     pub(super) fn worst(&self) -> Level {
@@ -142,7 +148,7 @@ impl Report {
         const NAME: &str = "thingspace_gateway_doctor";
         let mut worst = BTreeMap::new();
         for finding in self.findings.iter().filter(|finding| finding.level > Level::Skipped) {
-            let level = worst.entry((finding.check, &finding.subject)).or_insert(finding.level);
+            let level = worst.entry((&finding.check, &finding.subject)).or_insert(finding.level);
             *level = finding.level.max(*level);
         }
         let mut text = format!(

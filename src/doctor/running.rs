@@ -1,12 +1,20 @@
 //! What a running gateway says about itself. `doctor` never logs in: it reads the state of the
 //! gateway's logins and registrations.
+//!
+//! Everything that `status` says is wrong is a finding, with the same words and the same action.
 
 use std::{io, path::Path, time::Duration};
 
-use super::report::Report;
+use super::{
+    callers::{CALLBACKS_CERTIFICATE, GRPC_CERTIFICATE},
+    report::{Level, Report},
+};
 use crate::{
     config::Config,
-    control::{client, status::StatusResponse},
+    control::{
+        client,
+        status::{StatusResponse, issues::IssueLevel},
+    },
 };
 
 /// How long the gateway may take to answer.
@@ -35,8 +43,10 @@ pub(super) async fn check(report: &mut Report, config: &Config) -> Option<Status
             return None;
         }
     };
+    issues(report, &status);
     state(report, &status);
     logins(report, &status);
+    callers(report, &status);
     registrations(report, config, &status);
     Some(status)
 }
@@ -53,6 +63,19 @@ fn not_answered(report: &mut Report, socket: &Path, error: &anyhow::Error) {
     }
 }
 
+/// Reports what is wrong. The other functions report the rest.
+fn issues(report: &mut Report, status: &StatusResponse) {
+    for issue in &status.issues {
+        let level = match issue.level {
+            IssueLevel::Failure => Level::Failure,
+            IssueLevel::Warning => Level::Warning,
+        };
+        // A gateway of an earlier version does not name the check.
+        let check = if issue.check.is_empty() { "gateway" } else { &issue.check };
+        report.add(level, check.to_owned(), &issue.subject, &issue.what, &issue.action);
+    }
+}
+
 fn state(report: &mut Report, status: &StatusResponse) {
     let version = env!("CARGO_PKG_VERSION");
     if status.version == version {
@@ -65,50 +88,50 @@ fn state(report: &mut Report, status: &StatusResponse) {
             "Use the program of the running version, or restart the gateway.",
         );
     }
-    match (&status.waits_for, &status.limited) {
-        (Some(why), _) => report.failure("gateway", "ready", format!("it is not ready: {why}"), ""),
-        (None, Some(why)) => {
-            report.failure("gateway", "ready", format!("it is ready, but {why}"), "");
+    if !report.has("gateway", "ready") {
+        match (&status.waits_for, &status.limited) {
+            (Some(why), _) => {
+                report.failure("gateway", "ready", format!("it is not ready: {why}"), "");
+            }
+            (None, Some(why)) => {
+                report.failure("gateway", "ready", format!("it is ready, but {why}"), "");
+            }
+            (None, None) => report.ok("gateway", "ready", "it is ready"),
         }
-        (None, None) => report.ok("gateway", "ready", "it is ready"),
-    }
-    if let Some(why) = &status.store_memory.unprotected {
-        report.warning("gateway", "store", why.as_str(), "");
-    }
-    for log in &status.unreadable_logs {
-        let action = "Restore the store from a backup if you need this log.";
-        report.failure("gateway", &log.log, format!("damaged: {}", log.why), action);
     }
     match status.unknown_orders {
         None => report.failure("gateway", "unknown orders", "the store cannot be read", ""),
         Some(0) => report.ok("gateway", "unknown orders", "none"),
-        Some(count) => report.warning(
-            "gateway",
-            "unknown orders",
-            format!("the outcome of {count} is unknown"),
-            "See `orders unknown`, and settle them with `orders settle`.",
-        ),
+        Some(_) => {}
     }
-    for host in &status.hosts {
-        match host.left_alone_ms {
-            None => report.ok("gateway", &host.host, "calls are sent"),
-            Some(wait) => report.failure(
-                "gateway",
-                &host.host,
-                format!("it does not answer; the next call is sent in {wait} ms at the earliest"),
-                "",
-            ),
-        }
+    for host in status.hosts.iter().filter(|host| host.left_alone_ms.is_none()) {
+        report.ok("gateway", &host.host, "calls are sent");
     }
 }
 
 fn logins(report: &mut Report, status: &StatusResponse) {
-    for login in &status.logins {
-        let (name, sentence) = (&login.credentials, login.standing.as_str());
-        if login.healthy {
-            report.ok("logins", name, sentence);
-        } else {
-            report.failure("logins", name, sentence, "");
+    for login in status.logins.iter().filter(|login| login.healthy) {
+        report.ok("logins", &login.credentials, login.standing.as_str());
+    }
+}
+
+/// Reports which credentials of callers and which certificates are in use.
+fn callers(report: &mut Report, status: &StatusResponse) {
+    for (key, credentials) in &status.caller_credentials {
+        if report.has("callers", key) {
+            continue;
+        }
+        match credentials.since {
+            Some(since) => report.ok("callers", key, format!("in use since {since:.0}")),
+            None => report.skipped("callers", key, "it has not been fetched yet"),
+        }
+    }
+    for (key, expires) in [
+        (GRPC_CERTIFICATE, status.grpc_certificate_expires),
+        (CALLBACKS_CERTIFICATE, status.callbacks_certificate_expires),
+    ] {
+        if let Some(expires) = expires.filter(|_| !report.has("certificate", key)) {
+            report.ok("certificate", key, format!("it expires {expires:.0}"));
         }
     }
 }
@@ -118,15 +141,10 @@ fn registrations(report: &mut Report, config: &Config, status: &StatusResponse) 
         return;
     }
     for (account, standing) in &status.registrations {
-        if standing == "registered" {
-            report.ok("registration", account, "registered by this gateway");
-        } else {
-            report.warning(
-                "registration",
-                account,
-                standing.as_str(),
-                "Results come by polling. `callbacks list` shows who is registered.",
-            );
+        match standing.as_str() {
+            "registered" => report.ok("registration", account, "registered by this gateway"),
+            _ if report.has("registration", account) => {}
+            other => report.skipped("registration", account, other),
         }
     }
 }

@@ -20,12 +20,9 @@ pub(super) async fn check(report: &mut Report, config: &Config, running: Option<
 
 /// The state of the store as the running gateway sees it.
 fn state(report: &mut Report, status: &StatusResponse) {
-    if let Some(lost) = &status.store_memory.lost {
-        let action = "Read \"The store lost something\" in docs/operations.md, then run `store \
-                      accept-loss`.";
-        report.failure("store", "loss", lost.what.as_str(), action);
-    }
+    // `issues` reports trouble only if nothing worse hides it.
     match &status.store_trouble {
+        Some(_) if report.has("store", "in use") => {}
         Some(trouble) => report.failure("store", "in use", trouble.as_str(), ""),
         None => report.ok("store", "in use", format!("{}; the last write succeeded", status.store)),
     }

@@ -12,6 +12,7 @@ use tonic_reflection::pb::v1::{
 
 use crate::callers::{entry, line, with};
 use crate::control::json as operator_json;
+use crate::doctor::{findings, has};
 use crate::harness::*;
 
 /// How much the clocks of the issuer and of the gateway may differ, in seconds.
@@ -196,6 +197,10 @@ async fn a_gateway_with_only_json_web_tokens_is_ready_when_it_has_their_keys() {
     let upstream = Upstream::manual().await;
     let mut config = config(&upstream, &keys);
     let file = upstream.dir.path().join("gateway.toml");
+    write_config(&config, upstream.dir.path());
+    let about = "callers auth.jwt.jwks_url";
+    let (_, found) = findings(&file).await;
+    assert!(has(&found, &format!("failure {about}")), "{found:#?}");
     let mut gateway = Process::launch(&config, upstream.dir.path());
     let waits =
         "the key set of the callers' tokens has not been fetched yet: the answer holds no set";
@@ -208,10 +213,19 @@ async fn a_gateway_with_only_json_web_tokens_is_ready_when_it_has_their_keys() {
     assert!(status["ready"] == false && status["waits_for"].as_str().unwrap().contains(waits));
     let source = &status["caller_credentials"]["auth.jwt.jwks_url"];
     assert!(source["since"].is_null() && source["problem"].is_string(), "{status}");
+    let action = status["issues"][0]["action"].as_str().unwrap();
+    assert!(action.contains("check auth.jwt.jwks_url"), "{status}");
+    let (_, found) = findings(&file).await;
+    assert!(has(&found, &format!("failure {about}")), "{found:#?}");
+    assert!(has(&found, "failure gateway ready"), "{found:#?}");
     keys.answer(200, key_set(&[&issuer]));
     gateway.wait_for_line("\"ready\"");
+    let (_, found) = findings(&file).await;
+    assert!(has(&found, &format!("ok {about}")), "{found:#?}");
     gateway.terminate();
     gateway.wait().await;
+    let (_, found) = findings(&file).await;
+    assert!(has(&found, &format!("ok {about}")), "{found:#?}");
 
     // Callers with other credentials do not wait for the keys.
     keys.answer(200, "nothing".to_owned());

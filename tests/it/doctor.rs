@@ -23,7 +23,7 @@ async fn doctor(config: &Path, arguments: &[&str]) -> Output {
 }
 
 /// The exit code, and each finding as "LEVEL CHECK SUBJECT".
-async fn findings(config: &Path) -> (Option<i32>, Vec<String>) {
+pub async fn findings(config: &Path) -> (Option<i32>, Vec<String>) {
     let output = doctor(config, &["--json"]).await;
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     let word = |finding: &Value, key: &str| finding[key].as_str().unwrap().to_owned();
@@ -33,7 +33,7 @@ async fn findings(config: &Path) -> (Option<i32>, Vec<String>) {
     (output.status.code(), findings.collect())
 }
 
-fn has(findings: &[String], wanted: &str) -> bool {
+pub fn has(findings: &[String], wanted: &str) -> bool {
     findings.iter().any(|finding| finding.starts_with(wanted))
 }
 
@@ -77,9 +77,12 @@ async fn it_finds_nothing_wrong_with_a_gateway_that_works() {
     assert_eq!(upstream.sim.ledger().logins(), before, "it logged in");
 
     let mut command = Command::new(binary());
-    command.args(["check", "--online", "--config"]).arg(&file);
+    command.args(["check", "--online", "--json", "--config"]).arg(&file);
     let shown = run(command).await;
     assert_eq!(shown.status.code(), code);
+    let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!(shown["worst"], "warning", "{shown}");
+    let shown = doctor(&file, &[]).await;
     assert!(text(&shown.stdout).contains("ok       clock"), "{}", text(&shown.stdout));
     let metrics = doctor(&file, &["--format", "prometheus"]).await;
     let metrics = text(&metrics.stdout);
@@ -135,6 +138,7 @@ async fn it_shows_stopped_logins_and_unknown_orders() {
     assert_eq!(code, Some(2), "{found:#?}");
     assert!(has(&found, "failure logins test"), "{found:#?}");
     assert!(has(&found, "warning gateway unknown orders"), "{found:#?}");
+    assert_eq!(found.iter().filter(|found| found.contains("logins test")).count(), 1, "{found:#?}");
     assert_eq!(upstream.sim.ledger().logins(), before, "it logged in");
 }
 

@@ -5,7 +5,7 @@
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::StatusResponse;
+use super::{CallerCredentials, StatusResponse};
 
 /// A certificate that expires within this time should have been replaced.
 const CERTIFICATE_NOTICE: SignedDuration = SignedDuration::from_hours(24 * 14);
@@ -23,6 +23,12 @@ pub(crate) enum IssueLevel {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Issue {
     pub(crate) level: IssueLevel,
+    /// The check of `doctor` that it belongs to, for example `logins`.
+    #[serde(default)]
+    pub(crate) check: String,
+    /// Which one of several, for example the name of a set of credentials.
+    #[serde(default)]
+    pub(crate) subject: String,
     /// A sentence, such as "The gateway is stopping."
     pub(crate) what: String,
     /// What to do; sentences.
@@ -32,35 +38,39 @@ pub(crate) struct Issue {
 /// Returns everything that is wrong, the worst first.
 pub(super) fn issues(status: &StatusResponse, now: Timestamp) -> Vec<Issue> {
     let mut issues = Vec::new();
-    let mut add = |level, what: String, action: &str| {
-        issues.push(Issue { level, what: sentence(&what), action: action.to_owned() });
+    let mut add = |level, (check, subject): About<'_>, what: String, action: &str| {
+        let [check, subject, action] = [check, subject, action].map(str::to_owned);
+        issues.push(Issue { level, check, subject, what: sentence(&what), action });
     };
     availability(status, &mut add);
     logins(status, &mut add);
     for host in status.hosts.iter().filter(|host| host.left_alone_ms.is_some()) {
         add(
             IssueLevel::Failure,
+            ("gateway", &host.host),
             format!("ThingSpace does not answer on {}", host.host),
             "Usually there is nothing to do, because the gateway tries again by itself. If it \
              lasts, run `doctor` to see whether this network reaches ThingSpace, and ask Verizon.",
         );
     }
-    match status.unknown_orders {
-        Some(0) | None => {}
-        Some(1) => add(IssueLevel::Warning, "One order has an unknown outcome".into(), SETTLE),
-        Some(count) => {
-            add(IssueLevel::Warning, format!("{count} orders have an unknown outcome"), SETTLE);
-        }
+    if let Some(count @ 1..) = status.unknown_orders {
+        let what = match count {
+            1 => "One order has an unknown outcome".to_owned(),
+            _ => format!("{count} orders have an unknown outcome"),
+        };
+        add(IssueLevel::Warning, ("gateway", "unknown orders"), what, SETTLE);
     }
     for log in &status.unreadable_logs {
         add(
             IssueLevel::Warning,
+            ("gateway", &log.log),
             format!("The log {} is damaged and is skipped: {}", log.log, log.why),
             "Restore the store from a backup if its request or order matters.",
         );
     }
     if let Some(why) = &status.store_memory.unprotected {
-        add(IssueLevel::Warning, format!("The store is not protected: {why}"), "");
+        let what = format!("The store is not protected: {why}");
+        add(IssueLevel::Warning, ("gateway", "store"), what, "");
     }
     callers(status, now, &mut add);
     callbacks(status, now, &mut add);
@@ -68,13 +78,20 @@ pub(super) fn issues(status: &StatusResponse, now: Timestamp) -> Vec<Issue> {
     issues
 }
 
+/// The check and the subject of an issue.
+type About<'a> = (&'a str, &'a str);
+
 const SETTLE: &str = "Find out in ThingSpace's portal whether it was placed, then run `orders \
                       settle`. Until then its key places nothing.";
 
-fn availability(status: &StatusResponse, add: &mut impl FnMut(IssueLevel, String, &str)) {
+fn availability(
+    status: &StatusResponse,
+    add: &mut impl FnMut(IssueLevel, About<'_>, String, &str),
+) {
     if status.draining {
         add(
             IssueLevel::Failure,
+            ("gateway", "ready"),
             "The gateway is stopping".into(),
             "If you stopped it, there is nothing to do. Calls and orders in progress finish, and \
              callers go on with another replica or after the restart.",
@@ -84,19 +101,28 @@ fn availability(status: &StatusResponse, add: &mut impl FnMut(IssueLevel, String
     if let Some(lost) = &status.store_memory.lost {
         add(
             IssueLevel::Failure,
+            ("store", "loss"),
             format!("The store lost something, so nothing is done: {}", lost.what),
             "Read \"The store lost something\" in docs/operations.md, then run `store \
              accept-loss`.",
         );
     } else if let Some(why) = &status.waits_for {
-        add(
-            IssueLevel::Failure,
-            format!("The gateway answers no calls yet: {why}"),
-            "Wait a minute after a start. If it lasts, look at the store.",
-        );
+        let (about, action) = if status.waits_for_key_set {
+            (
+                ("callers", "auth.jwt.jwks_url"),
+                "Wait a minute after a start. If it lasts, check auth.jwt.jwks_url: this network \
+                 must reach it, and it must answer with the keys of the issuer. The gateway \
+                 fetches them again by itself.",
+            )
+        } else {
+            (("gateway", "ready"), "Wait a minute after a start. If it lasts, look at the store.")
+        };
+        let what = format!("The gateway answers no calls yet: {why}");
+        add(IssueLevel::Failure, about, what, action);
     } else if let Some(shortage) = &status.store_memory.shortage {
         add(
             IssueLevel::Failure,
+            ("store", "room"),
             format!("The store is nearly full, so new orders are refused: {shortage}"),
             "Free space or enlarge the volume. The gateway goes on by itself, and known orders go \
              on meanwhile.",
@@ -104,29 +130,41 @@ fn availability(status: &StatusResponse, add: &mut impl FnMut(IssueLevel, String
     } else if let Some(trouble) = &status.store_trouble {
         add(
             IssueLevel::Failure,
+            ("store", "in use"),
             format!("The store cannot be used, so orders are refused: {trouble}"),
             "Repair the disk or NATS. The gateway goes on by itself.",
         );
     }
 }
 
-fn logins(status: &StatusResponse, add: &mut impl FnMut(IssueLevel, String, &str)) {
+fn logins(status: &StatusResponse, add: &mut impl FnMut(IssueLevel, About<'_>, String, &str)) {
     for login in status.logins.iter().filter(|login| !login.healthy) {
         let what = format!("There are no working logins with credentials {}", login.credentials);
-        add(IssueLevel::Failure, what, &sentence(&capitalised(&login.standing)));
+        let action = sentence(&capitalised(&login.standing));
+        add(IssueLevel::Failure, ("logins", &login.credentials), what, &action);
     }
 }
 
 fn callers(
     status: &StatusResponse,
     now: Timestamp,
-    add: &mut impl FnMut(IssueLevel, String, &str),
+    add: &mut impl FnMut(IssueLevel, About<'_>, String, &str),
 ) {
-    for (key, credentials) in &status.caller_credentials {
-        if let Some(problem) = &credentials.problem {
+    for (key, CallerCredentials { since, problem }) in &status.caller_credentials {
+        let Some(problem) = problem else { continue };
+        let about = ("callers", key.as_str());
+        if since.is_some() {
             add(
                 IssueLevel::Warning,
+                about,
                 format!("The newest content of {key} is not in use: {problem}"),
+                "Correct it. The gateway reads it again by itself.",
+            );
+        } else if !status.waits_for_key_set {
+            add(
+                IssueLevel::Failure,
+                about,
+                format!("{key} has given no keys yet, so calls with its tokens fail: {problem}"),
                 "Correct it. The gateway reads it again by itself.",
             );
         }
@@ -134,6 +172,7 @@ fn callers(
     if status.lacks_tokens {
         add(
             IssueLevel::Warning,
+            ("callers", "auth.tokens_file"),
             "The file of auth.tokens_file has no tokens, so nobody can call with one".into(),
             "Add the token of a caller. The gateway reads the file again by itself.",
         );
@@ -143,6 +182,7 @@ fn callers(
     {
         add(
             IssueLevel::Warning,
+            ("certificate", "grpc.tls_cert_file"),
             format!("The certificate of the API expires {expires:.0}"),
             "Replace it. The gateway reads the files again by itself.",
         );
@@ -152,13 +192,14 @@ fn callers(
 fn callbacks(
     status: &StatusResponse,
     now: Timestamp,
-    add: &mut impl FnMut(IssueLevel, String, &str),
+    add: &mut impl FnMut(IssueLevel, About<'_>, String, &str),
 ) {
     if let Some(expires) = status.callbacks_certificate_expires
         && expires.duration_since(now) < CERTIFICATE_NOTICE
     {
         add(
             IssueLevel::Warning,
+            ("certificate", "callbacks.tls_cert_file"),
             format!("The certificate of the callbacks' listener expires {expires:.0}"),
             "Replace it. The gateway reads the files again by itself.",
         );
@@ -167,6 +208,7 @@ fn callbacks(
         if !["registered", "not checked yet"].contains(&standing.as_str()) {
             add(
                 IssueLevel::Warning,
+                ("registration", account),
                 format!("No callbacks arrive for account {account}: {standing}"),
                 "Results come later, by polling. See `callbacks list`, then `callbacks register`.",
             );
@@ -175,6 +217,7 @@ fn callbacks(
     if status.quarantine_evicted > 0 {
         add(
             IssueLevel::Warning,
+            ("callbacks", "quarantine"),
             "The quarantine of callbacks is full, and old ones are removed".into(),
             "Look at them with `quarantine list` and `quarantine show`.",
         );
