@@ -30,8 +30,8 @@ class Callers:
         if os.environ.get("CALLER_CA"):
             credentials = grpc.ssl_channel_credentials(read("CALLER_CA"), read("CALLER_KEY"), read("CALLER_CERT"))
         self.stub = Stub(channel(target, credentials))
-        token = os.environ.get("CALLER_TOKEN")
-        self.metadata = [("authorization", f"Bearer {token}")] if token else []
+        self.token = os.environ.get("CALLER_TOKEN", "")
+        self.metadata = [("authorization", f"Bearer {self.token}")] if self.token else []
         self.account, self.request_id = account, request_id
         self.documented, _ = documented_watch()
         self.lock = threading.Lock()
@@ -57,14 +57,14 @@ class Callers:
                 self.count("Calls", error)
             time.sleep(0.01)
 
-    def WatchRequest(self, request):
+    def WatchRequest(self, request, metadata):
         """The method of the stub that the documented loop calls."""
         self.count("Opened")
-        return self.stub.WatchRequest(request, metadata=self.metadata)
+        return self.stub.WatchRequest(request, metadata=metadata)
 
     def watch(self):
         try:
-            for parts, _ in self.documented(self, self.account, self.request_id):
+            for parts, _ in self.documented(self, self.account, self.request_id, bearer=lambda: self.token):
                 last = parts[-1]
             if not getattr(last, last.WhichOneof("event")).counts.pending:
                 self.count("Final")
