@@ -141,10 +141,7 @@ impl Readiness {
     fn obstacle(&self) -> Option<Cow<'static, str>> {
         match &*lock(&self.0) {
             Stage::Starting => Some("starting: the store is not open yet".into()),
-            Stage::Serving(parts) => {
-                let waits_for = parts.requests.waits_for();
-                waits_for.or_else(|| parts.callers.waits_for()).map(Cow::from)
-            }
+            Stage::Serving(parts) => parts.waits_for().map(Cow::from),
             Stage::Draining(_) => Some("draining".into()),
         }
     }

@@ -26,7 +26,6 @@ use tracing::info;
 
 use crate::{
     admin::Admin,
-    auth::Authenticator,
     callbacks::{
         Callbacks,
         registration::Registrar,
@@ -83,11 +82,6 @@ pub struct App {
     pub requests: Requests,
     parts: GatewayParts,
     control: Control,
-    callers: Authenticator,
-    /// `None`: the API is plaintext.
-    tls: Option<Tls>,
-    /// The open connections of the API.
-    connections: TaskTracker,
     /// `None`: callbacks are disabled.
     pub callbacks: Option<CallbackListener>,
     /// Cancelled when the drain begins.
@@ -137,7 +131,7 @@ impl App {
         } else {
             None
         };
-        let (drain, connections) = (CancellationToken::new(), TaskTracker::new());
+        let drain = CancellationToken::new();
         let socket = config.control_socket();
         let parts = GatewayParts {
             requests: requests.clone(),
@@ -146,9 +140,9 @@ impl App {
             registration: callbacks.as_ref().and_then(|listener| listener.registration.clone()),
             store: config.store.shown(),
             config: config.file.clone(),
-            callers: callers.clone(),
-            tls: tls.clone(),
-            connections: connections.clone(),
+            callers,
+            tls,
+            connections: TaskTracker::new(),
             started,
             drain: drain.clone(),
         };
@@ -165,9 +159,6 @@ impl App {
             requests,
             parts,
             control,
-            callers,
-            tls,
-            connections,
             callbacks,
             drain,
             tasks,
@@ -177,7 +168,6 @@ impl App {
     /// Serves until told to stop, then drains. Fails if a part of the gateway ends by itself, or if
     /// the drain had to end orders in progress.
     pub async fn run(self, stop: Stop) -> anyhow::Result<()> {
-        let secrets = self.callbacks.as_ref().map(|listener| listener.callbacks.secrets().clone());
         let mut running = self.start().await?;
         tokio::select! {
             () = stop.soft.cancelled() => {}
@@ -191,24 +181,19 @@ impl App {
                 followed.context("following the store panicked")?;
                 bail!("following the store ended");
             }
-            never = health::report(
-                &running.requests,
-                &running.callers,
-                secrets.as_ref(),
-                &running.health,
-            ) => match never {},
+            never = health::report(&running.parts, &running.health) => match never {},
         }
         running.drain(&stop).await
     }
 
     async fn start(self) -> anyhow::Result<Running> {
-        let Self { config, requests, drain, tasks, .. } = self;
+        let Self { config, requests, drain, tasks, parts, .. } = self;
         let (calls, background) = (TaskTracker::new(), CancellationToken::new());
-        let callers = self.callers;
+        let GatewayParts { callers, tls, connections, .. } = &parts;
         let policy = callers.policy().clone();
         let esim = Esim::new(requests.clone(), policy, &config, drain.clone(), calls.clone());
         tokio::spawn(callers.clone().follow(background.clone()));
-        if let Some(tls) = self.tls.clone() {
+        if let Some(tls) = tls.clone() {
             tokio::spawn(tls.follow(background.clone()));
         }
         let (health, routes) = routes(esim, config.grpc.reflection).await?;
@@ -222,14 +207,14 @@ impl App {
         let serving = serve_grpc(
             config.grpc.clone(),
             self.listener,
-            self.tls,
+            tls.clone(),
             services,
-            self.connections,
+            connections.clone(),
             drain.clone(),
         );
         let grpc = tokio::spawn(serving);
         let control = tokio::spawn(self.control.serve(background.clone()));
-        self.admin.serving(self.parts);
+        self.admin.serving(parts.clone());
         info!(address = %self.address, "listening");
         let callbacks = self.callbacks.map(|listener| {
             let CallbackListener { callbacks, listener, address, registration } = listener;
@@ -244,8 +229,7 @@ impl App {
         Ok(Running {
             admin: self.admin,
             health,
-            requests,
-            callers,
+            parts,
             store: self.store,
             calls,
             tasks,

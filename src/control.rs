@@ -80,6 +80,13 @@ pub(crate) struct GatewayParts {
     pub(crate) drain: CancellationToken,
 }
 
+impl GatewayParts {
+    /// Returns why calls cannot be answered, if the gateway does not drain. `None`: they can.
+    pub(crate) fn waits_for(&self) -> Option<String> {
+        self.requests.waits_for().or_else(|| self.callers.waits_for())
+    }
+}
+
 /// The bound socket and the commands. Removes the socket when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Control {

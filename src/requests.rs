@@ -122,8 +122,6 @@ pub struct Requests {
 /// Counts for operators.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Overview {
-    /// Whether calls can be answered.
-    pub ready: bool,
     /// Requests that the gateway polls.
     pub open_requests: usize,
     /// All devices of the open requests, also those with a result.
@@ -240,19 +238,12 @@ impl Requests {
     /// Returns the counts for `status`.
     pub fn overview(&self) -> Overview {
         Overview {
-            ready: self.is_ready(),
             open_requests: self.hub.open_requests().len(),
             open_devices: self.hub.open_devices(),
             finished_by_callback: self.hub.finished(FinishedBy::Callback),
             finished_by_poll: self.hub.finished(FinishedBy::Poll),
             stray_callbacks: self.stray_callbacks.load(Ordering::Relaxed),
         }
-    }
-
-    /// Returns the account of each open request, the time of its first event, and the number of its
-    /// devices.
-    pub(crate) fn open_by_account(&self) -> Vec<(AccountName, Timestamp, usize)> {
-        self.hub.open_requests_by_account()
     }
 
     /// Returns the number of requests whose poll is due and has not begun.
@@ -290,11 +281,12 @@ impl Requests {
         self.resolver.ordered(order_id).await
     }
 
-    /// Checks that credentials are configured for an account.
+    /// Returns the number of orders that this process is placing.
     pub(crate) fn orders_in_flight(&self) -> usize {
         self.orders.in_flight()
     }
 
+    /// Checks that credentials are configured for an account.
     pub(crate) fn check_account(&self, account: &AccountName) -> Result<(), Error> {
         let served = self.client.serves(account);
         served.then_some(()).ok_or_else(|| Error::AccountNotConfigured(account.clone()))

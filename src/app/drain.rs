@@ -22,7 +22,7 @@ use tonic_health::server::HealthReporter;
 use tracing::{info, warn};
 
 use super::health;
-use crate::{admin::Admin, auth::Authenticator, requests::Requests, shutdown::Stop, store::Store};
+use crate::{admin::Admin, control::GatewayParts, shutdown::Stop, store::Store};
 
 /// The most time that is reserved for ending background tasks, closing the store and flushing
 /// telemetry. It is at most a quarter of the drain.
@@ -38,8 +38,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) struct Running {
     pub(super) admin: Admin,
     pub(super) health: HealthReporter,
-    pub(super) requests: Requests,
-    pub(super) callers: Authenticator,
+    pub(super) parts: GatewayParts,
     pub(super) store: Arc<dyn Store>,
     /// Calls in progress.
     pub(super) calls: TaskTracker,
@@ -78,7 +77,7 @@ impl Running {
             finish("callback listener", callbacks, within(close)).await;
         }
         finish("control socket", self.control, within(RESERVED)).await;
-        let cut = self.requests.orders_in_flight();
+        let cut = self.parts.requests.orders_in_flight();
         if timeout_at(within(RESERVED), self.store.close()).await.is_err() {
             warn!("the store did not close in time; everything that was acknowledged is stored");
         }
@@ -96,7 +95,7 @@ impl Running {
         self.admin.draining();
         health::set(&self.health, false).await;
         self.drain.cancel();
-        self.requests.drain();
+        self.parts.requests.drain();
         self.calls.close();
         self.tasks.close();
     }

@@ -21,7 +21,7 @@ use crate::{
     control::GatewayParts,
     identity::AccountName,
     lock::lock,
-    requests::StoreState,
+    requests::{StoreState, inspect::OpenRequest},
     store::StoreMeasures,
     telemetry::{
         attribute,
@@ -195,7 +195,7 @@ impl Reader {
         let grpc = tls.as_ref().map(|tls| ("grpc", tls.expires()));
         let callbacks_certificate = callbacks.as_ref().and_then(Callbacks::certificate_expires);
         Snapshot {
-            ready: requests.is_ready() && !drain.is_cancelled(),
+            ready: !drain.is_cancelled() && self.parts.waits_for().is_none(),
             store_usable: requests.is_store_usable(),
             store_state: requests.store_state(),
             store,
@@ -218,16 +218,14 @@ impl Reader {
     /// Returns the open requests of every configured account. Requests of other accounts are from
     /// an earlier configuration and are not polled.
     fn open(&self) -> HashMap<AccountName, OpenRequests> {
-        let now = Timestamp::now();
         let mut open: HashMap<AccountName, OpenRequests> = self
             .parts
             .client
             .accounts()
             .map(|name| (name.clone(), OpenRequests::default()))
             .collect();
-        for (account, since, devices) in self.parts.requests.open_by_account() {
-            let Some(open) = open.get_mut(&account) else { continue };
-            let age: Duration = now.duration_since(since).try_into().unwrap_or_default();
+        for OpenRequest { account, age, devices } in self.parts.requests.open_requests() {
+            let Some(open) = account.and_then(|account| open.get_mut(&account)) else { continue };
             let class = AGES.iter().position(|(longest, _)| age <= *longest).unwrap_or_default();
             open.requests[class] += 1;
             open.devices[class] += devices;

@@ -21,12 +21,10 @@ use tonic_health::{
 use tracing::{info, warn};
 
 use crate::{
-    auth::Authenticator,
-    callbacks::secrets::CallbackSecrets,
     cli::HealthArgs,
     config::url::{Url, WEB},
+    control::GatewayParts,
     grpc,
-    requests::Requests,
     thingspace::Client,
     tls_client,
 };
@@ -39,23 +37,19 @@ const UNREADY_LOG_DELAY: Duration = Duration::from_secs(3);
 
 /// Reports whether calls can be answered. A gateway that has become ready stays ready while the
 /// store is unavailable, because it can answer some calls without the store.
-pub(super) async fn report(
-    requests: &Requests,
-    callers: &Authenticator,
-    secrets: Option<&CallbackSecrets>,
-    health: &HealthReporter,
-) -> Infallible {
+pub(super) async fn report(parts: &GatewayParts, health: &HealthReporter) -> Infallible {
+    let GatewayParts { requests, callers, callbacks, .. } = parts;
     loop {
         let ready = async {
             requests.ready().await;
             callers.ready().await;
-            if let Some(secrets) = secrets {
-                secrets.reload().await;
+            if let Some(callbacks) = callbacks {
+                callbacks.secrets().reload().await;
             }
         };
         let mut ready = pin!(ready);
         if timeout(UNREADY_LOG_DELAY, &mut ready).await.is_err() {
-            let reason = requests.waits_for().or_else(|| callers.waits_for());
+            let reason = parts.waits_for();
             let reason =
                 reason.as_deref().unwrap_or("the secrets of callbacks have not been read yet");
             warn!(reason, "not ready yet");

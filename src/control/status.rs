@@ -163,10 +163,7 @@ pub(crate) async fn read(parts: &GatewayParts) -> StatusResponse {
     let unreadable = requests.unreadable_logs().into_iter();
     let overview = requests.overview();
     let draining = parts.drain.is_cancelled();
-    let own = if draining { Some("draining".to_owned()) } else { requests.waits_for() };
-    let keys = parts.callers.waits_for().filter(|_| own.is_none());
-    let waits_for_key_set = keys.is_some();
-    let waits_for = own.or(keys);
+    let waits_for = if draining { Some("draining".to_owned()) } else { parts.waits_for() };
     let host = |HostHealth { host, open_for }| HostStatus {
         host,
         left_alone_ms: open_for.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
@@ -186,9 +183,9 @@ pub(crate) async fn read(parts: &GatewayParts) -> StatusResponse {
         takes_callbacks: callbacks.is_some(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         config: parts.config.clone(),
-        ready: overview.ready && waits_for.is_none(),
+        ready: waits_for.is_none(),
+        waits_for_key_set: waits_for.is_some() && !draining && requests.is_ready(),
         waits_for,
-        waits_for_key_set,
         limited: if draining { None } else { requests.limited() },
         store: parts.store.clone(),
         store_trouble: requests.store_trouble(),

@@ -273,20 +273,39 @@ pub(crate) struct OpenAge {
     pub(crate) devices: usize,
 }
 
+/// What is counted of an open request.
+#[derive(Debug)]
+pub(crate) struct OpenRequest {
+    /// `None`: only callbacks name the request.
+    pub(crate) account: Option<AccountName>,
+    /// By the store's time.
+    pub(crate) age: Duration,
+    pub(crate) devices: usize,
+}
+
 impl Requests {
     /// Returns the number of open requests by age, the youngest first.
     pub(crate) fn open_by_age(&self) -> Vec<OpenAge> {
         let mut groups =
             AGES.map(|(_, age)| OpenAge { age: age.to_owned(), requests: 0, devices: 0 });
-        for tracked in self.hub.open_tracked() {
-            let folded = tracked.lock();
-            let request = &folded.request;
-            let age = age(&*self.store, request.first, request.create_time).as_secs();
-            let at = AGES.iter().position(|(bound, _)| age < *bound).unwrap_or(AGES.len() - 1);
+        for OpenRequest { age, devices, .. } in self.open_requests() {
+            let is_in = |(bound, _): &(u64, _)| age.as_secs() < *bound;
+            let at = AGES.iter().position(is_in).unwrap_or(AGES.len() - 1);
             groups[at].requests += 1;
-            groups[at].devices += request.counts.total;
+            groups[at].devices += devices;
         }
         groups.into()
+    }
+
+    pub(crate) fn open_requests(&self) -> impl Iterator<Item = OpenRequest> {
+        self.hub.open_tracked().into_iter().map(|tracked| {
+            let request = &tracked.lock().request;
+            OpenRequest {
+                account: request.account.clone(),
+                age: age(&*self.store, request.first, request.create_time),
+                devices: request.counts.total,
+            }
+        })
     }
 
     /// Returns whether several replicas can use the store.

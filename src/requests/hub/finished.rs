@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
 use tracing::info;
 
 use super::{Hub, PollHint, Tracked, TrackedState};
@@ -77,18 +76,6 @@ impl Hub {
         let projection = lock(&self.projection);
         let open = |tracked: &&Arc<Tracked>| !tracked.lock().request.is_closed();
         projection.requests.values().filter(open).cloned().collect()
-    }
-
-    /// Returns the account of each open request, the time of its first event, and the number of its
-    /// devices.
-    pub(crate) fn open_requests_by_account(&self) -> Vec<(AccountName, Timestamp, usize)> {
-        let projection = lock(&self.projection);
-        let open = projection.requests.values().filter_map(|tracked| {
-            let request = &tracked.lock().request;
-            let account = request.account.clone().filter(|_| !request.is_closed())?;
-            Some((account, request.create_time, request.counts.total))
-        });
-        open.collect()
     }
 
     pub(crate) fn is_called_back(&self, account: &AccountName) -> bool {
