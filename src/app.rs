@@ -65,7 +65,7 @@ const SEND_BUFFER: u32 = 64 << 10;
 const BACKLOG: u32 = 1024;
 
 /// The API's listener uses at most one part in this many of the process's file descriptors.
-const DESCRIPTORS_PART: usize = 3;
+pub(crate) const DESCRIPTORS_PART: usize = 3;
 
 /// A gateway that listens on its addresses but does not serve yet.
 #[derive(Debug)]

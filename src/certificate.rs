@@ -8,7 +8,7 @@ mod x509;
 
 use std::{path::Path, time::Duration};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rustls::{
     Error, RootCertStore,
     crypto::aws_lc_rs::default_provider,
@@ -93,6 +93,14 @@ pub(crate) fn identity(
     key_file: &Path,
 ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), String> {
     Ok((certificates(cert_file, &read(cert_file)?)?, private_key(key_file, &read(key_file)?)?))
+}
+
+/// A certificate that expires within this time should have been replaced.
+const EXPIRY_NOTICE: SignedDuration = SignedDuration::from_hours(24 * 14);
+
+/// Whether a certificate should have been replaced.
+pub(crate) fn expires_soon(expires: Timestamp, now: Timestamp) -> bool {
+    expires.duration_since(now) < EXPIRY_NOTICE
 }
 
 /// Returns the earliest expiry in a chain. `None`: a certificate cannot be read.

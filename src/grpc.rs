@@ -32,7 +32,7 @@ use limits::Limit;
 use middleware::Middleware;
 use receive::Receive;
 
-pub(crate) use limits::Limits;
+pub(crate) use limits::{CALL_BYTES, Limits};
 pub(crate) use middleware::{aged, trailers};
 pub(crate) use service::Esim;
 pub(crate) use watch_stream::EsimServer;

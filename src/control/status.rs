@@ -213,7 +213,7 @@ pub(crate) async fn read(parts: &GatewayParts) -> StatusResponse {
 }
 
 fn caller_credentials(parts: &GatewayParts) -> BTreeMap<String, CallerCredentials> {
-    let tls = parts.tls.as_ref().map(|tls| ("grpc.tls_cert_file", tls.used()));
+    let tls = parts.tls.as_ref().map(|tls| (issues::GRPC_CERTIFICATE, tls.used()));
     let used = parts.callers.used().into_iter().chain(tls);
     used.map(|(key, used)| (key.to_owned(), used.into())).collect()
 }

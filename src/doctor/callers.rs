@@ -4,11 +4,12 @@
 use jiff::Timestamp;
 
 use super::report::Report;
-use crate::{app, auth, certificate::ServerCertificate, config::Config};
-
-/// The configuration keys of the certificates, which are the subjects of the check.
-pub(super) const GRPC_CERTIFICATE: &str = "grpc.tls_cert_file";
-pub(super) const CALLBACKS_CERTIFICATE: &str = "callbacks.tls_cert_file";
+use crate::{
+    app, auth,
+    certificate::ServerCertificate,
+    config::Config,
+    control::status::issues::{CALLBACKS_CERTIFICATE, GRPC_CERTIFICATE},
+};
 
 pub(super) async fn check(report: &mut Report, config: &Config) {
     key_set(report, config).await;

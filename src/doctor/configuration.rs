@@ -5,16 +5,20 @@ use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 use rustix::process::{Resource, getrlimit};
 
 use super::report::Report;
-use crate::config::{Config, Problems, is_set, show_duration};
+use crate::{
+    app::DESCRIPTORS_PART,
+    auth::{ANY, Method},
+    config::{Config, Problems, is_set, show_duration},
+    grpc::CALL_BYTES,
+};
 
-/// What an open device takes in memory, in bytes; see docs/scaling.md.
-const OPEN_DEVICE_BYTES: u64 = 3 << 10;
+/// What an open device may take in memory, in bytes; see docs/scaling.md. The chart counts the
+/// same.
+const OPEN_DEVICE_BYTES: u64 = 4 << 10;
 
-/// What the gateway takes besides the limits of the configuration, in bytes; see docs/scaling.md.
-const BASE_BYTES: u64 = 256 << 20;
-
-/// The API's listener uses at most one part in this many of the open files.
-const API_FILES_PART: u64 = 3;
+/// What the gateway takes besides its limits, in bytes; see docs/scaling.md. The chart counts the
+/// same, with the default of `limits.closed_bytes`.
+const BASE_BYTES: u64 = 160 << 20;
 
 /// The memory limit of the control group of this process.
 const MEMORY_LIMIT: &str = "/sys/fs/cgroup/memory.max";
@@ -96,7 +100,7 @@ fn policy(report: &mut Report, config: &Config) {
             report.warning("policy", "callers", found, action);
         }
     }
-    let any = |list: &[String]| list.iter().any(|item| item == "*");
+    let any = |list: &[String]| list.iter().any(|item| item == ANY);
     for (number, entry) in (1..).zip(allow) {
         if any(&entry.callers) && any(&entry.accounts) && config.asks_callers() {
             report.warning(
@@ -110,9 +114,10 @@ fn policy(report: &mut Report, config: &Config) {
     let may_order = |account: &str| {
         allow.is_empty()
             || allow.iter().any(|entry| {
-                let of_account = entry.accounts.iter().any(|item| item == "*" || item == account);
-                let orders =
-                    entry.methods.iter().any(|item| item == "*" || item == "DownloadProfile");
+                let of_account =
+                    any(&entry.accounts) || entry.accounts.iter().any(|item| item == account);
+                let order = Method::DownloadProfile.name();
+                let orders = any(&entry.methods) || entry.methods.iter().any(|item| item == order);
                 of_account && orders
             })
     };
@@ -165,7 +170,7 @@ fn limits(report: &mut Report, config: &Config) {
         );
     }
     if let Some(files) = getrlimit(Resource::Nofile).maximum
-        && (files / API_FILES_PART) < grpc.max_connections as u64
+        && (files / DESCRIPTORS_PART as u64) < grpc.max_connections as u64
     {
         report.warning(
             "limits",
@@ -190,6 +195,7 @@ fn memory(report: &mut Report, config: &Config) {
     // The text is "max" without a limit.
     let Ok(limit) = text.trim().parse::<u64>() else { return };
     let needed = BASE_BYTES
+        + CALL_BYTES as u64
         + limits.open_devices as u64 * OPEN_DEVICE_BYTES
         + limits.closed_bytes as u64
         + grpc.max_request_bytes as u64;

@@ -8,6 +8,7 @@ use tokio::{net::lookup_host, time::timeout};
 
 use super::report::Report;
 use crate::{
+    certificate::expires_soon,
     config::{
         Config,
         url::{self, Url},
@@ -26,9 +27,6 @@ const CLOCK_WARNING: Duration = Duration::from_secs(5);
 /// A clock that is wrong by more than this fails: certificates and tokens of callers are judged
 /// wrongly.
 const CLOCK_FAILURE: Duration = Duration::from_mins(1);
-
-/// A certificate that expires within this time should have been replaced.
-const CERTIFICATE_NOTICE: Duration = Duration::from_hours(24 * 14);
 
 /// Checks the hosts of ThingSpace and the clock.
 pub(super) async fn thingspace(report: &mut Report, config: &Config) {
@@ -168,7 +166,7 @@ async fn public_address(report: &mut Report, url: &Url) {
 
 fn certificate(report: &mut Report, subject: &str, expires: Timestamp) {
     let found = format!("a public authority signed it, and it expires {expires:.0}");
-    if expires.duration_since(Timestamp::now()).unsigned_abs() < CERTIFICATE_NOTICE {
+    if expires_soon(expires, Timestamp::now()) {
         report.warning("certificate", subject, found, "Replace it.");
     } else {
         report.ok("certificate", subject, found);

@@ -5,15 +5,15 @@
 
 use std::{io, path::Path, time::Duration};
 
-use super::{
-    callers::{CALLBACKS_CERTIFICATE, GRPC_CERTIFICATE},
-    report::{Level, Report},
-};
+use super::report::{Level, Report};
 use crate::{
     config::Config,
     control::{
         client,
-        status::{StatusResponse, issues::IssueLevel},
+        status::{
+            StatusResponse,
+            issues::{CALLBACKS_CERTIFICATE, GRPC_CERTIFICATE, IssueLevel},
+        },
     },
 };
 

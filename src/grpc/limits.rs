@@ -55,6 +55,9 @@ const ORDER_BYTES: usize = 128 << 20;
 /// Bytes of large answers that are being sent.
 const ANSWER_BYTES: usize = 128 << 20;
 
+/// What orders and answers under way may take together, in bytes.
+pub(crate) const CALL_BYTES: usize = ORDER_BYTES + ANSWER_BYTES;
+
 /// Calls per second of a caller to the health service and to unknown methods. A probe is one call
 /// in seconds.
 const OPEN_CALLS_PER_SECOND: u32 = 1_000;

@@ -2,13 +2,15 @@
 //!
 //! Computed from the rest of the status, so that `status`, the page and JSON never contradict it.
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{CallerCredentials, StatusResponse};
+use crate::certificate::expires_soon;
 
-/// A certificate that expires within this time should have been replaced.
-const CERTIFICATE_NOTICE: SignedDuration = SignedDuration::from_hours(24 * 14);
+/// The configuration keys of the certificates of the listeners, which are the subjects of issues.
+pub(crate) const GRPC_CERTIFICATE: &str = "grpc.tls_cert_file";
+pub(crate) const CALLBACKS_CERTIFICATE: &str = "callbacks.tls_cert_file";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -35,18 +37,34 @@ pub(crate) struct Issue {
     pub(crate) action: String,
 }
 
+/// The check and the subject of an issue.
+type About<'a> = (&'a str, &'a str);
+
+#[derive(Debug, Default)]
+struct Issues(Vec<Issue>);
+
+impl Issues {
+    fn failure(&mut self, about: About<'_>, what: impl AsRef<str>, action: &str) {
+        self.add(IssueLevel::Failure, about, what.as_ref(), action);
+    }
+
+    fn warning(&mut self, about: About<'_>, what: impl AsRef<str>, action: &str) {
+        self.add(IssueLevel::Warning, about, what.as_ref(), action);
+    }
+
+    fn add(&mut self, level: IssueLevel, (check, subject): About<'_>, what: &str, action: &str) {
+        let [check, subject, action] = [check, subject, action].map(str::to_owned);
+        self.0.push(Issue { level, check, subject, what: sentence(what), action });
+    }
+}
+
 /// Returns everything that is wrong, the worst first.
 pub(super) fn issues(status: &StatusResponse, now: Timestamp) -> Vec<Issue> {
-    let mut issues = Vec::new();
-    let mut add = |level, (check, subject): About<'_>, what: String, action: &str| {
-        let [check, subject, action] = [check, subject, action].map(str::to_owned);
-        issues.push(Issue { level, check, subject, what: sentence(&what), action });
-    };
-    availability(status, &mut add);
-    logins(status, &mut add);
+    let mut issues = Issues::default();
+    availability(status, &mut issues);
+    logins(status, &mut issues);
     for host in status.hosts.iter().filter(|host| host.left_alone_ms.is_some()) {
-        add(
-            IssueLevel::Failure,
+        issues.failure(
             ("gateway", &host.host),
             format!("ThingSpace does not answer on {}", host.host),
             "Usually there is nothing to do, because the gateway tries again by itself. If it \
@@ -58,49 +76,53 @@ pub(super) fn issues(status: &StatusResponse, now: Timestamp) -> Vec<Issue> {
             1 => "One order has an unknown outcome".to_owned(),
             _ => format!("{count} orders have an unknown outcome"),
         };
-        add(IssueLevel::Warning, ("gateway", "unknown orders"), what, SETTLE);
+        issues.warning(("gateway", "unknown orders"), what, SETTLE);
     }
     for log in &status.unreadable_logs {
-        add(
-            IssueLevel::Warning,
+        issues.warning(
             ("gateway", &log.log),
             format!("The log {} is damaged and is skipped: {}", log.log, log.why),
             "Restore the store from a backup if its request or order matters.",
         );
     }
     if let Some(why) = &status.store_memory.unprotected {
-        let what = format!("The store is not protected: {why}");
-        add(IssueLevel::Warning, ("gateway", "store"), what, "");
+        issues.warning(("gateway", "store"), format!("The store is not protected: {why}"), "");
     }
-    callers(status, now, &mut add);
-    callbacks(status, now, &mut add);
+    callers(status, &mut issues);
+    let certificates = [
+        (GRPC_CERTIFICATE, "API", status.grpc_certificate_expires),
+        (CALLBACKS_CERTIFICATE, "callbacks' listener", status.callbacks_certificate_expires),
+    ];
+    for (key, of, expires) in certificates {
+        if let Some(expires) = expires.filter(|expires| expires_soon(*expires, now)) {
+            issues.warning(
+                ("certificate", key),
+                format!("The certificate of the {of} expires {expires:.0}"),
+                "Replace it. The gateway reads the files again by itself.",
+            );
+        }
+    }
+    callbacks(status, &mut issues);
+    let Issues(mut issues) = issues;
     issues.sort_by_key(|issue| issue.level);
     issues
 }
 
-/// The check and the subject of an issue.
-type About<'a> = (&'a str, &'a str);
-
 const SETTLE: &str = "Find out in ThingSpace's portal whether it was placed, then run `orders \
                       settle`. Until then its key places nothing.";
 
-fn availability(
-    status: &StatusResponse,
-    add: &mut impl FnMut(IssueLevel, About<'_>, String, &str),
-) {
+fn availability(status: &StatusResponse, issues: &mut Issues) {
     if status.draining {
-        add(
-            IssueLevel::Failure,
+        issues.failure(
             ("gateway", "ready"),
-            "The gateway is stopping".into(),
+            "The gateway is stopping",
             "If you stopped it, there is nothing to do. Calls and orders in progress finish, and \
              callers go on with another replica or after the restart.",
         );
         return;
     }
     if let Some(lost) = &status.store_memory.lost {
-        add(
-            IssueLevel::Failure,
+        issues.failure(
             ("store", "loss"),
             format!("The store lost something, so nothing is done: {}", lost.what),
             "Read \"The store lost something\" in docs/operations.md, then run `store \
@@ -118,18 +140,16 @@ fn availability(
             (("gateway", "ready"), "Wait a minute after a start. If it lasts, look at the store.")
         };
         let what = format!("The gateway answers no calls yet: {why}");
-        add(IssueLevel::Failure, about, what, action);
+        issues.failure(about, what, action);
     } else if let Some(shortage) = &status.store_memory.shortage {
-        add(
-            IssueLevel::Failure,
+        issues.failure(
             ("store", "room"),
             format!("The store is nearly full, so new orders are refused: {shortage}"),
             "Free space or enlarge the volume. The gateway goes on by itself, and known orders go \
              on meanwhile.",
         );
     } else if let Some(trouble) = &status.store_trouble {
-        add(
-            IssueLevel::Failure,
+        issues.failure(
             ("store", "in use"),
             format!("The store cannot be used, so orders are refused: {trouble}"),
             "Repair the disk or NATS. The gateway goes on by itself.",
@@ -137,32 +157,26 @@ fn availability(
     }
 }
 
-fn logins(status: &StatusResponse, add: &mut impl FnMut(IssueLevel, About<'_>, String, &str)) {
+fn logins(status: &StatusResponse, issues: &mut Issues) {
     for login in status.logins.iter().filter(|login| !login.healthy) {
         let what = format!("There are no working logins with credentials {}", login.credentials);
         let action = sentence(&capitalised(&login.standing));
-        add(IssueLevel::Failure, ("logins", &login.credentials), what, &action);
+        issues.failure(("logins", &login.credentials), what, &action);
     }
 }
 
-fn callers(
-    status: &StatusResponse,
-    now: Timestamp,
-    add: &mut impl FnMut(IssueLevel, About<'_>, String, &str),
-) {
+fn callers(status: &StatusResponse, issues: &mut Issues) {
     for (key, CallerCredentials { since, problem }) in &status.caller_credentials {
         let Some(problem) = problem else { continue };
         let about = ("callers", key.as_str());
         if since.is_some() {
-            add(
-                IssueLevel::Warning,
+            issues.warning(
                 about,
                 format!("The newest content of {key} is not in use: {problem}"),
                 "Correct it. The gateway reads it again by itself.",
             );
         } else if !status.waits_for_key_set {
-            add(
-                IssueLevel::Failure,
+            issues.failure(
                 about,
                 format!("{key} has given no keys yet, so calls with its tokens fail: {problem}"),
                 "Correct it. The gateway reads it again by itself.",
@@ -170,44 +184,18 @@ fn callers(
         }
     }
     if status.lacks_tokens {
-        add(
-            IssueLevel::Warning,
+        issues.warning(
             ("callers", "auth.tokens_file"),
-            "The file of auth.tokens_file has no tokens, so nobody can call with one".into(),
+            "The file of auth.tokens_file has no tokens, so nobody can call with one",
             "Add the token of a caller. The gateway reads the file again by itself.",
-        );
-    }
-    if let Some(expires) = status.grpc_certificate_expires
-        && expires.duration_since(now) < CERTIFICATE_NOTICE
-    {
-        add(
-            IssueLevel::Warning,
-            ("certificate", "grpc.tls_cert_file"),
-            format!("The certificate of the API expires {expires:.0}"),
-            "Replace it. The gateway reads the files again by itself.",
         );
     }
 }
 
-fn callbacks(
-    status: &StatusResponse,
-    now: Timestamp,
-    add: &mut impl FnMut(IssueLevel, About<'_>, String, &str),
-) {
-    if let Some(expires) = status.callbacks_certificate_expires
-        && expires.duration_since(now) < CERTIFICATE_NOTICE
-    {
-        add(
-            IssueLevel::Warning,
-            ("certificate", "callbacks.tls_cert_file"),
-            format!("The certificate of the callbacks' listener expires {expires:.0}"),
-            "Replace it. The gateway reads the files again by itself.",
-        );
-    }
+fn callbacks(status: &StatusResponse, issues: &mut Issues) {
     for (account, standing) in &status.registrations {
         if !["registered", "not checked yet"].contains(&standing.as_str()) {
-            add(
-                IssueLevel::Warning,
+            issues.warning(
                 ("registration", account),
                 format!("No callbacks arrive for account {account}: {standing}"),
                 "Results come later, by polling. See `callbacks list`, then `callbacks register`.",
@@ -215,10 +203,9 @@ fn callbacks(
         }
     }
     if status.quarantine_evicted > 0 {
-        add(
-            IssueLevel::Warning,
+        issues.warning(
             ("callbacks", "quarantine"),
-            "The quarantine of callbacks is full, and old ones are removed".into(),
+            "The quarantine of callbacks is full, and old ones are removed",
             "Look at them with `quarantine list` and `quarantine show`.",
         );
     }
