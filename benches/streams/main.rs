@@ -13,18 +13,18 @@
 )]
 
 mod client;
-mod process;
 mod tonic_server;
 
-use std::{env, fs, net::SocketAddr, time::Duration};
+use std::{fs, net::SocketAddr, time::Duration};
 
-use test_support::harness::{Process, Upstream, get_status, place, status_call};
+use test_support::{
+    bench::{Helper, Usage, arguments, runtime},
+    harness::{Process, Upstream, device, get_status, place, status_call},
+};
 use thingspace_gateway::{
     identity::RequestId,
     simulator::{DeviceResult, Mode, Options},
 };
-
-use process::{Helper, Usage};
 
 /// Without an argument.
 const WATCHES: usize = 100_000;
@@ -42,11 +42,9 @@ const SETTLE: Duration = Duration::from_secs(20);
 const IDLE: Duration = Duration::from_secs(75);
 
 fn main() {
-    let arguments: Vec<_> = env::args().skip(1).filter(|text| text != "--bench").collect();
+    let arguments = arguments();
     let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(async {
+    runtime().block_on(async {
         match *arguments {
             ["client", address, request, watches] => {
                 client::run(address.parse().unwrap(), request, watches.parse().unwrap()).await;
@@ -123,7 +121,7 @@ async fn gateway(watches: usize) -> Measured {
     let mut client = process.client().await;
     let id = place(&mut client, "key", 0..DEVICES).await.unwrap();
     let change = async |n: usize| {
-        upstream.sim.finish(&id, &test_support::harness::device(n).eid, DeviceResult::Success);
+        upstream.sim.finish(&id, &device(n).eid, DeviceResult::Success);
         get_status(&mut client, status_call(&id)).await.unwrap();
     };
     measure(process.address, process.pid(), &id, watches, change).await

@@ -14,22 +14,18 @@
 )]
 
 mod collector;
-#[expect(dead_code, reason = "the bench of streams uses the rest")]
-#[path = "../streams/process.rs"]
-mod process;
 
-use std::{env, net::SocketAddr};
+use std::net::SocketAddr;
 
-use test_support::harness::{
-    Client, Process, Upstream, connect, device, get_status, place, status_call,
+use test_support::{
+    bench::{Helper, Usage, arguments, runtime},
+    harness::{Client, Process, Upstream, connect, device, get_status, place, status_call},
 };
 use thingspace_gateway::{
     identity::RequestId,
     simulator::{DeviceResult, Mode, Options},
 };
 use tokio::net::TcpListener;
-
-use process::{Helper, Usage};
 
 /// Rounds, of which the median counts.
 const ROUNDS: usize = 7;
@@ -42,11 +38,9 @@ const IN_FLIGHT: u32 = 64;
 const CONNECTIONS: u32 = 4;
 
 fn main() {
-    let arguments: Vec<_> = env::args().skip(1).filter(|text| text != "--bench").collect();
+    let arguments = arguments();
     let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(async {
+    runtime().block_on(async {
         match *arguments {
             ["client", address, request] => load(address.parse().unwrap(), request).await,
             _ => measure().await,

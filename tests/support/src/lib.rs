@@ -1,4 +1,4 @@
-//! What the black-box tests, the tests of the NATS store and the benchmark share.
+//! What the black-box tests, the tests of the NATS store and the benches share.
 #![allow(
     clippy::unwrap_used,
     missing_debug_implementations,
@@ -6,6 +6,7 @@
     reason = "only tests use this crate: one that cannot continue has failed"
 )]
 
+pub mod bench;
 pub mod failure;
 pub mod harness;
 pub mod http2;

@@ -1,4 +1,5 @@
-//! Processes of this bench: how they are started, and what a process uses.
+//! Benches whose servers and clients are processes of their own: how these are started, and what a
+//! process uses.
 
 use std::{
     env, fs,
@@ -7,15 +8,27 @@ use std::{
     time::Duration,
 };
 
+use tokio::runtime::{self, Runtime};
+
+/// Returns the arguments of this binary, without those of Cargo.
+pub fn arguments() -> Vec<String> {
+    env::args().skip(1).filter(|text| text != "--bench").collect()
+}
+
+/// Returns a runtime with a worker for each of two processors.
+pub fn runtime() -> Runtime {
+    runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
 /// This binary with other arguments. It is killed when it is dropped.
-pub(crate) struct Helper {
+pub struct Helper {
     child: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
 }
 
 impl Helper {
-    pub(crate) fn start(arguments: &[&str]) -> Self {
+    pub fn start(arguments: &[&str]) -> Self {
         let mut child = Command::new(env::current_exe().unwrap())
             .args(arguments)
             .stdin(Stdio::piped())
@@ -27,12 +40,12 @@ impl Helper {
         Self { child, input, output }
     }
 
-    pub(crate) fn pid(&self) -> u32 {
+    pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Waits for a line that the process prints.
-    pub(crate) fn line(&mut self) -> String {
+    pub fn line(&mut self) -> String {
         let mut line = String::new();
         // This runtime has nothing else to do but the simulator, which has a thread.
         tokio::task::block_in_place(|| self.output.read_line(&mut line)).unwrap();
@@ -40,7 +53,7 @@ impl Helper {
         line.trim_end().to_owned()
     }
 
-    pub(crate) fn write(&mut self, line: &str) {
+    pub fn write(&mut self, line: &str) {
         writeln!(self.input, "{line}").unwrap();
     }
 }
@@ -53,15 +66,15 @@ impl Drop for Helper {
 }
 
 /// What a process uses.
-pub(crate) struct Usage {
+pub struct Usage {
     /// Resident memory in bytes.
-    pub(crate) memory: f64,
+    pub memory: f64,
     /// Processor time since its start.
-    pub(crate) processor: Duration,
+    pub processor: Duration,
 }
 
 impl Usage {
-    pub(crate) fn of(pid: u32) -> Self {
+    pub fn of(pid: u32) -> Self {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         let kilobytes: f64 = resident.trim().trim_end_matches(" kB").parse().unwrap();
