@@ -145,18 +145,15 @@ impl Readiness {
             Stage::Draining(_) => Some("draining".into()),
         }
     }
-}
 
-impl Readiness {
     /// Returns the state of the gateway, as JSON if the client accepts JSON and no HTML.
     async fn status(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         let status = match self.parts() {
             Some(parts) => Some(status::read(&parts).await),
             None => None,
         };
-        let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok());
-        let wants_json =
-            accept.is_some_and(|accept| accept.contains("json") && !accept.contains("html"));
+        let wants_json = accept(request)
+            .is_some_and(|accept| accept.contains("json") && !accept.contains("html"));
         let (content_type, body) = if wants_json {
             ("application/json", serde_json::to_string_pretty(&status).unwrap_or_default())
         } else {
@@ -178,20 +175,18 @@ fn page(status: Option<&StatusResponse>) -> String {
     status.map_or_else(page::starting, |status| page::of(status, Timestamp::now()))
 }
 
-fn is_read(method: &Method) -> bool {
-    matches!(*method, Method::GET | Method::HEAD)
+fn accept(request: &Request<Incoming>) -> Option<&str> {
+    request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok())
 }
 
 impl Handler for Readiness {
     type Body = Full<Bytes>;
 
     async fn handle(self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        if request.uri().path() == "/status" && is_read(request.method()) {
-            return self.status(&request).await;
-        }
         let mut content_type = "text/plain; charset=utf-8";
+        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
         let (status, text): (_, Cow<'static, str>) = match request.uri().path() {
-            "/livez" | "/readyz" | "/status" | "/metrics" if !is_read(request.method()) => {
+            "/livez" | "/readyz" | "/status" | "/metrics" if !is_read => {
                 (StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are allowed\n".into())
             }
             "/livez" => (StatusCode::OK, "alive\n".into()),
@@ -199,6 +194,7 @@ impl Handler for Readiness {
                 None => (StatusCode::OK, "ready\n".into()),
                 Some(obstacle) => (StatusCode::SERVICE_UNAVAILABLE, format!("{obstacle}\n").into()),
             },
+            "/status" => return self.status(&request).await,
             "/metrics" => match scrape(&request).await {
                 Some(scrape) => {
                     content_type = scrape.content_type;
@@ -229,7 +225,6 @@ impl Handler for Readiness {
 
 /// Collects the metrics on a thread that may block.
 async fn scrape(request: &Request<Incoming>) -> Option<Scrape> {
-    let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok());
-    let accept = accept.map(str::to_owned);
+    let accept = accept(request).map(str::to_owned);
     spawn_blocking(move || text::scrape(accept.as_deref())).await.ok().flatten()
 }
