@@ -17,15 +17,14 @@ pub mod quarantine;
 pub mod registration;
 pub mod secrets;
 
-use std::{collections::HashMap, error::Error, fmt::Display, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt::Display, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
     HeaderValue, Method, Request, Response,
     header::{ALLOW, CONNECTION},
 };
-use http_body::Body;
-use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
+use http_body_util::Empty;
 use hyper::body::Incoming;
 use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
@@ -67,9 +66,6 @@ const MAX_CONNECTIONS_OF_ADDRESS: usize = 256;
 
 /// The listener uses at most one part in this many of the process's file descriptors.
 const DESCRIPTORS_PART: usize = 4;
-
-/// The largest body of a callback, in bytes.
-const MAX_BODY: usize = 256 << 10;
 
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -244,7 +240,7 @@ impl Callbacks {
         }
         let peer = request.extensions().get::<Peer>().cloned().expect("the listener adds it");
         let arriving = self.0.bodies.begin(account, peer.source);
-        let read = timeout(BODY_TIMEOUT, read(request.into_body()));
+        let read = timeout(BODY_TIMEOUT, bodies::read(request.into_body()));
         let body = match arriving.evicted.run_until_cancelled(read).await {
             Some(Ok(body)) => body?,
             Some(Err(_)) | None => return Err(CallbackOutcome::TooSlow),
@@ -384,18 +380,4 @@ async fn in_time<T, E: Display>(
         Err(_) => debug!(%account, "cannot {action} a callback in time"),
     }
     Err(CallbackOutcome::NotStored)
-}
-
-async fn read<B>(body: B) -> Result<Bytes, CallbackOutcome>
-where
-    B: Body<Data = Bytes, Error: Error + Send + Sync + 'static>,
-{
-    if body.size_hint().lower() > MAX_BODY as u64 {
-        return Err(CallbackOutcome::TooLarge);
-    }
-    match Limited::new(body, MAX_BODY).collect().await {
-        Ok(whole) => Ok(whole.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(CallbackOutcome::TooLarge),
-        Err(_) => Err(CallbackOutcome::Broken),
-    }
 }

@@ -9,15 +9,23 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, HashMap},
+    error::Error,
     net::IpAddr,
     sync::{Arc, Mutex},
 };
 
+use bytes::Bytes;
+use http_body::Body;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio_util::sync::CancellationToken;
 
+use super::CallbackOutcome;
 use crate::{identity::AccountName, lock::lock};
 
-/// The most bodies that are read at once, each of at most `MAX_BODY` bytes.
+/// The largest body of a callback, in bytes.
+const MAX_BODY: usize = 256 << 10;
+
+/// The most bodies that are read at once, each of at most [`MAX_BODY`] bytes.
 const MAX_BODIES: usize = 384;
 
 /// The most bodies that are read at once for one account from one address. All senders behind a
@@ -88,6 +96,21 @@ impl BodiesState {
 impl Drop for ArrivingBody {
     fn drop(&mut self) {
         lock(&self.bodies.0).arriving.remove(&self.number);
+    }
+}
+
+/// Reads a body of at most [`MAX_BODY`] bytes.
+pub(super) async fn read<B>(body: B) -> Result<Bytes, CallbackOutcome>
+where
+    B: Body<Data = Bytes, Error: Error + Send + Sync + 'static>,
+{
+    if body.size_hint().lower() > MAX_BODY as u64 {
+        return Err(CallbackOutcome::TooLarge);
+    }
+    match Limited::new(body, MAX_BODY).collect().await {
+        Ok(whole) => Ok(whole.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(CallbackOutcome::TooLarge),
+        Err(_) => Err(CallbackOutcome::Broken),
     }
 }
 

@@ -32,7 +32,6 @@ use uuid::Uuid;
 
 use super::convert::Violations;
 use crate::{
-    auth::AuthError,
     requests::{Effect, Error, TokenKind},
     store::StoreError,
     thingspace::{Refusal, RefusalKind},
@@ -41,7 +40,8 @@ use crate::{
 mod layers;
 
 pub(super) use layers::{
-    malformed, message_too_large, metadata_too_large, not_received, over_limit, too_many_devices,
+    malformed, message_too_large, metadata_too_large, not_allowed, not_received, of_library,
+    over_limit, too_many_devices, unauthenticated,
 };
 
 const DOMAIN: &str = "thingspace-gateway";
@@ -172,16 +172,6 @@ fn invalid_fields(violations: Vec<FieldViolation>) -> StatusBuilder {
     StatusBuilder { violations: reported, ..status }
 }
 
-/// The status of a call without a caller.
-pub(super) fn unauthenticated(error: AuthError) -> Status {
-    match error {
-        AuthError::NoKeys => {
-            unavailable("CALLER_UNAUTHENTICATED", &error.to_string(), SOON).build()
-        }
-        _ => status(Code::Unauthenticated, "CALLER_UNAUTHENTICATED", error.to_string()).build(),
-    }
-}
-
 /// The status that ends a stream when its caller's token expires.
 pub(super) fn expired(resume_token: Option<String>) -> Status {
     let message = "the caller's token has expired; call again with a new one, and resume a watch";
@@ -194,25 +184,6 @@ pub(super) fn stream_age(resume_token: Option<String>) -> Status {
     let message = "the call or its connection has reached its age; resume a watch, and repeat any \
                    other call";
     unavailable("STREAM_AGE", message, Duration::ZERO).resume(resume_token).build()
-}
-
-/// The status of a call that the policy does not allow. It says nothing about the account.
-pub(super) fn not_allowed() -> Status {
-    let message = "the caller may not call this method for this account";
-    status(Code::PermissionDenied, "CALLER_NOT_ALLOWED", message).build()
-}
-
-/// Adds details to an error of the gRPC library or of its health and reflection services.
-pub(super) fn of_library(bare: &Status) -> Status {
-    let (reason, message) = match bare.code() {
-        Code::Unimplemented | Code::NotFound => ("UNKNOWN_METHOD", "no such method"),
-        Code::OutOfRange | Code::ResourceExhausted => {
-            (MESSAGE_TOO_LARGE, "the message is too large")
-        }
-        _ => (MALFORMED_CALL, "the call cannot be read"),
-    };
-    let message = if bare.message().is_empty() { message } else { bare.message() };
-    status(bare.code(), reason, message).build()
 }
 
 fn internal(cause: &str) -> Status {

@@ -5,8 +5,39 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::FieldViolation;
 
-use super::{MALFORMED_CALL, MESSAGE_TOO_LARGE, invalid_fields, overloaded, status};
-use crate::grpc::gate::MAX_HEADER_LIST;
+use super::{
+    MALFORMED_CALL, MESSAGE_TOO_LARGE, SOON, invalid_fields, overloaded, status, unavailable,
+};
+use crate::{auth::AuthError, grpc::gate::MAX_HEADER_LIST};
+
+/// The status of a call without a caller.
+pub(in crate::grpc) fn unauthenticated(error: AuthError) -> Status {
+    match error {
+        AuthError::NoKeys => {
+            unavailable("CALLER_UNAUTHENTICATED", &error.to_string(), SOON).build()
+        }
+        _ => status(Code::Unauthenticated, "CALLER_UNAUTHENTICATED", error.to_string()).build(),
+    }
+}
+
+/// The status of a call that the policy does not allow. It says nothing about the account.
+pub(in crate::grpc) fn not_allowed() -> Status {
+    let message = "the caller may not call this method for this account";
+    status(Code::PermissionDenied, "CALLER_NOT_ALLOWED", message).build()
+}
+
+/// Adds details to an error of the gRPC library or of its health and reflection services.
+pub(in crate::grpc) fn of_library(bare: &Status) -> Status {
+    let (reason, message) = match bare.code() {
+        Code::Unimplemented | Code::NotFound => ("UNKNOWN_METHOD", "no such method"),
+        Code::OutOfRange | Code::ResourceExhausted => {
+            (MESSAGE_TOO_LARGE, "the message is too large")
+        }
+        _ => (MALFORMED_CALL, "the call cannot be read"),
+    };
+    let message = if bare.message().is_empty() { message } else { bare.message() };
+    status(bare.code(), reason, message).build()
+}
 
 /// The status of a call that exceeds a limit. Nothing was done for it.
 pub(in crate::grpc) fn over_limit(limit: &str, retry: Duration) -> Status {

@@ -15,19 +15,18 @@
 //! queries about external requests, which report nothing.
 
 mod endpoint;
+mod telemetry;
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method,
+    HeaderMap, HeaderValue,
     header::{ACCEPT, CONTENT_TYPE},
 };
-use opentelemetry::{KeyValue, propagation::Injector};
 use reqwest::Url;
 use tokio::time::Instant;
-use tracing::{Instrument, Span, field::Empty};
-use tracing_opentelemetry::OpenTelemetrySpanExt;
+use tracing::{Instrument, field::Empty};
 
 pub(crate) use endpoint::Endpoint;
 
@@ -39,7 +38,7 @@ use super::{
 use crate::{
     config::ThingSpaceConfig,
     identity::AccountName,
-    telemetry::{attribute, metrics, names},
+    telemetry::{attribute, names},
     thingspace::BuildError,
 };
 
@@ -193,7 +192,7 @@ impl Transport {
         ];
         let began = Instant::now();
         let result = self.attempt(endpoint, url, headers, body).instrument(span.clone()).await;
-        measure(endpoint, server, &result, began.elapsed());
+        telemetry::measure(endpoint, server, &result, began.elapsed());
         if endpoint.counts() && !matches!(result, Err(SendError::NoDescriptor)) {
             pass.report(outcome(endpoint, &result));
         }
@@ -224,7 +223,7 @@ impl Transport {
         };
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(endpoint.content_type()));
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-        inject_trace_context(&mut headers);
+        telemetry::inject_trace_context(&mut headers);
         let request = client.request(endpoint.method(), url).headers(headers);
         let response = request.timeout(timeout).body(body).send().await;
         match response {
@@ -232,37 +231,6 @@ impl Transport {
             Err(error) => Err(SendError::from_reqwest(&error)),
         }
     }
-}
-
-fn measure(
-    endpoint: Endpoint<'_>,
-    [address, port]: [KeyValue; 2],
-    result: &Result<Reply, SendError>,
-    took: Duration,
-) {
-    let method = match endpoint.method() {
-        Method::GET => "GET",
-        Method::POST => "POST",
-        Method::DELETE => "DELETE",
-        _ => names::OTHER,
-    };
-    let mut attributes = vec![
-        attribute(names::HTTP_REQUEST_METHOD, method),
-        address,
-        port,
-        attribute(names::URL_TEMPLATE, endpoint.template()),
-    ];
-    match result {
-        Ok(reply) => {
-            let status = i64::from(reply.status.as_u16());
-            attributes.push(attribute(names::HTTP_RESPONSE_STATUS_CODE, status));
-            if reply.status.is_client_error() || reply.status.is_server_error() {
-                attributes.push(attribute(names::ERROR_TYPE, status.to_string()));
-            }
-        }
-        Err(error) => attributes.push(attribute(names::ERROR_TYPE, error.kind())),
-    }
-    metrics().http_client_request_duration.record(took, &attributes);
 }
 
 fn outcome(endpoint: Endpoint<'_>, result: &Result<Reply, SendError>) -> CallOutcome {
@@ -356,22 +324,6 @@ pub(super) fn below<'a>(base: &Url, segments: impl IntoIterator<Item = &'a str>)
     let mut url = base.clone();
     url.path_segments_mut().expect("an http URL has a path").pop_if_empty().extend(segments);
     url
-}
-
-fn inject_trace_context(headers: &mut HeaderMap) {
-    struct HeaderInjector<'a>(&'a mut HeaderMap);
-    impl Injector for HeaderInjector<'_> {
-        fn set(&mut self, key: &str, value: String) {
-            if let (Ok(name), Ok(value)) = (HeaderName::try_from(key), HeaderValue::try_from(value))
-            {
-                self.0.insert(name, value);
-            }
-        }
-    }
-    let context = Span::current().context();
-    opentelemetry::global::get_text_map_propagator(|p| {
-        p.inject_context(&context, &mut HeaderInjector(headers));
-    });
 }
 
 #[cfg(test)]
