@@ -2,7 +2,7 @@
 
 mod text;
 
-use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 use http::StatusCode;
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
@@ -44,15 +44,10 @@ struct Scenario {
 impl Scenario {
     async fn start() -> Self {
         let upstream = Upstream::calling(CallbackOptions::default()).await;
-        let mut config = upstream.called();
-        config.polling = upstream.config().polling;
+        let mut config = upstream.called_process();
         config.auth.tokens_file = upstream.dir.path().join("tokens");
         std::fs::write(&config.auth.tokens_file, line("orders", ORDERS)).unwrap();
         config.auth.allow = vec![entry(&["token:orders"], &["*"], &[ACCOUNT])];
-        // ThingSpace calls few ports, so this process has an address of its own.
-        let [.., high, low] = std::process::id().to_be_bytes();
-        config.callbacks.listen = SocketAddr::from(([127, 77, high, low], 28_200));
-        config.callbacks.public_url = format!("http://{}/callbacks/", config.callbacks.listen);
         config.limits.caller_open_devices = 4;
         config.thingspace.breaker_failures = 1;
         config.thingspace.breaker_first = Duration::from_millis(10);

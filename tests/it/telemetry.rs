@@ -121,12 +121,7 @@ fn is_caused(spans: &[Span], span: &Span, by: &Span) -> bool {
 async fn links_connect_what_happens_to_a_request() {
     let upstream = Upstream::calling(CallbackOptions::default()).await;
     let (collector, address) = Collector::start().await;
-    let mut config = upstream.called();
-    config.polling = upstream.config().polling;
-    // ThingSpace calls few ports, so this process has an address of its own.
-    let [.., high, low] = std::process::id().to_be_bytes();
-    config.callbacks.listen = SocketAddr::from(([127, 78, high, low], 28_200));
-    config.callbacks.public_url = format!("http://{}/callbacks/", config.callbacks.listen);
+    let config = upstream.called_process();
     let process = Process::spawn(
         command(&upstream, &config).env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{address}")),
     );

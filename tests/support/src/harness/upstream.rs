@@ -1,6 +1,11 @@
 //! A simulated ThingSpace, and gateways in this process that use it.
 
-use std::{net::SocketAddr, thread, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicU8, Ordering},
+    thread,
+    time::Duration,
+};
 
 use secrecy::ExposeSecret;
 use tempfile::TempDir;
@@ -114,6 +119,19 @@ impl Upstream {
         config.credentials[0].accounts.truncate(1);
         config.callbacks.register = true;
         config.callbacks.public_url = "http://127.0.0.1:0/callbacks/".into();
+        config
+    }
+
+    /// The same with frequent polls, for a gateway in a process of its own. ThingSpace calls few
+    /// ports, so the listener has an address that no other listener has.
+    pub fn called_process(&self) -> Config {
+        static LISTENERS: AtomicU8 = AtomicU8::new(64);
+        let mut config = self.called();
+        config.polling = self.config().polling;
+        let [.., high, low] = std::process::id().to_be_bytes();
+        let number = LISTENERS.fetch_add(1, Ordering::Relaxed);
+        config.callbacks.listen = SocketAddr::from(([127, number, high, low], 28_200));
+        config.callbacks.public_url = format!("http://{}/callbacks/", config.callbacks.listen);
         config
     }
 
