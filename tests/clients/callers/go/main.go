@@ -22,7 +22,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 
-	esimv1 "github.com/thingspace-gateway/thingspace-gateway/gen/go/thingspace/esim/v1"
+	esimv1 "github.com/thingspace-gateway/thingspace-gateway/clients/go/esimv1"
 	"github.com/thingspace-gateway/thingspace-gateway/watcher"
 )
 
