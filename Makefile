@@ -21,19 +21,21 @@ REGISTRY :=
 
 # Uses only the packages of the chart's tools, and no pytest plugin of the machine.
 PYTHON := PYTHONPATH=$(CURDIR)/$(CHART_TOOLS)/packages PYTHONDONTWRITEBYTECODE=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 python3
+PYTHON_SDK := $(subst packages,packages:$(CURDIR)/$(SDK),$(PYTHON))
 PYTEST := $(PYTHON) -m pytest --quiet -p no:cacheprovider
-PYTEST_SDK := $(subst packages,packages:$(CURDIR)/$(SDK),$(PYTEST))
+PYTEST_SDK := $(subst $(PYTHON),$(PYTHON_SDK),$(PYTEST))
 
 # For `make image-test`: how this machine runs containers. For example without systemd:
 #   make image-test PODMAN='podman --runtime runc --cgroup-manager cgroupfs' PODMAN_RUN='--ulimit nofile=20000:20000'
 PODMAN := podman
 PODMAN_RUN :=
 
-.PHONY: help test test-clients test-operations soak chart-test sdk-test lint audit advisories fmt tools chart-tools sdk callers nginx prometheus chart proto-image image image-test release
+.PHONY: help test test-clients conformance api-docs test-operations soak chart-test sdk-test lint audit advisories fmt tools chart-tools sdk callers nginx prometheus chart proto-image image image-test release
 
 help:
 	@echo 'make test         run every test; the heavy ones last, one at a time'
 	@echo 'make test-clients run the tests of callers in Go, Java and Node, and those of proxies with the nginx of Debian'
+	@echo 'make conformance  run the scenarios of clients/conformance with drivers that are built; see its README.md'
 	@echo 'make test-operations test alerts, dashboard and metrics with the Prometheus of Debian'
 	@echo 'make soak         run an outage of ten minutes, where make test has one, and ten times as many generated answers'
 	@echo 'make chart-test   run only the tests of the Helm chart and of the Dockerfile'
@@ -45,6 +47,7 @@ help:
 	@echo 'make tools        install the pinned tools of .ci/tools.txt into $(TOOLS)'
 	@echo 'make chart-tools  install the pinned tools of .ci/chart-tools.txt and .ci/checkov.txt into $(CHART_TOOLS)'
 	@echo 'make sdk          install the SDK of Verizon, gRPC for Python and proxies, pinned in .ci/sdk.txt, into $(SDK)'
+	@echo 'make api-docs     generate docs/api.md'
 	@echo 'make chart        generate the README and the schema of the chart'
 	@echo 'make image        build the container image as localhost/thingspace-gateway, with buildah'
 	@echo 'make image-test   build the image, run it as the chart does, with podman, and test it'
@@ -76,6 +79,10 @@ test-clients: tools chart-tools sdk callers nginx
 	LANGUAGES='go java node' $(PYTEST_SDK) tests/clients/test_callers.py
 	NGINX=$(CURDIR)/$(NGINX)/usr/sbin/nginx $(PYTEST_SDK) tests/clients/test_proxies.py -k nginx
 
+conformance: tools chart-tools sdk
+	cargo test --locked --no-run --test it
+	$(PYTEST_SDK) clients/conformance -k '$(SCENARIOS)'
+
 test-operations: tools chart-tools sdk prometheus
 	cargo test --locked --no-run --test it
 	$(PYTEST_SDK) tests/operations
@@ -100,6 +107,9 @@ advisories: tools
 
 chart: chart-tools
 	$(PYTHON) helm/generate.py
+
+api-docs: tools chart-tools sdk
+	$(PYTHON_SDK) docs/generate.py
 
 # Runs the last stage of the Dockerfile on what its first stage makes. The same sources make the same image.
 image:
