@@ -1,11 +1,15 @@
-"""A certificate authority for tests, whose certificates are valid for 127.0.0.1."""
+"""A certificate authority for tests, whose certificates are valid for 127.0.0.1, and an issuer of JSON Web Tokens."""
 
+import base64
 import datetime
 import ipaddress
+import json
+import time
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.x509.oid import NameOID
 
 
@@ -53,3 +57,36 @@ def write(folder, name, pair):
         new.rename(path)
         paths.append(str(path))
     return paths
+
+
+class Issuer:
+    """Issues JSON Web Tokens that are signed with ES256."""
+
+    NAME, AUDIENCE = "https://issuer.example", "gateway"
+    # The clock of the issuer may differ by so many seconds from that of the gateway.
+    LEEWAY = 60
+
+    def __init__(self):
+        self.key = ec.generate_private_key(ec.SECP256R1())
+
+    def key_set(self):
+        point = self.key.public_key().public_numbers()
+        key = {"kty": "EC", "crv": "P-256", "kid": "one", "use": "sig", "x": number(point.x), "y": number(point.y)}
+        return json.dumps({"keys": [key]})
+
+    def token(self, subject, seconds):
+        """A token that the gateway accepts for so many seconds."""
+        end = time.time() + seconds - self.LEEWAY
+        claims = {"iss": self.NAME, "aud": self.AUDIENCE, "sub": subject, "exp": end, "nbf": end - 3600, "iat": end - 3600}
+        parts = [encode(json.dumps(part).encode()) for part in ({"alg": "ES256", "kid": "one"}, claims)]
+        signed = ".".join(parts)
+        r, s = decode_dss_signature(self.key.sign(signed.encode(), ec.ECDSA(hashes.SHA256())))
+        return f"{signed}.{encode(r.to_bytes(32) + s.to_bytes(32))}"
+
+
+def number(value):
+    return encode(value.to_bytes(32))
+
+
+def encode(data):
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()

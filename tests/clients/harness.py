@@ -4,8 +4,10 @@ Every program listens on a port that was free, keeps its files in the directory 
 test waits for conditions, never for a fixed time.
 """
 
+import contextlib
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -29,6 +31,13 @@ TOOLS = ROOT / "target" / "tools" / "bin"
 GATEWAY = ROOT / "target" / "debug" / "thingspace-gateway"
 PACKAGE = "thingspace.esim.v1"
 ACCOUNT = "0000123456-00001"
+# How the drivers of clients/conformance start, which the scripts clients/LANGUAGE/check have built.
+DRIVERS = {
+    "go": [ROOT / "target" / "clients" / "go" / "conformance"],
+    "java": ["java", "-jar", ROOT / "target" / "clients" / "java" / "conformance.jar"],
+    "python": [ROOT / "target" / "clients" / "python" / "venv" / "bin" / "python", ROOT / "clients" / "python" / "conformance" / "driver.py"],
+    "typescript": ["node", ROOT / "target" / "clients" / "typescript" / "conformance" / "driver.js"],
+}
 DEVICE = {"eid": "89049032007008882600086299134038", "iccid": "89148000004292933820"}
 # The longest wait for anything that does happen. The machine may be slow.
 PATIENCE = 60
@@ -47,9 +56,13 @@ def wait_until(condition, what):
 
 
 def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    """A free port that no connection gets as its own while the program that listens on it is away."""
+    while True:
+        with socket.socket() as one:
+            port = random.randrange(10_000, 32_768)
+            with contextlib.suppress(OSError):
+                one.bind(("127.0.0.1", port))
+                return port
 
 
 class Program:
@@ -84,6 +97,12 @@ class Program:
 
     def signal(self, number):
         self.process.send_signal(number)
+
+    def freeze(self):
+        self.signal(signal.SIGSTOP)
+
+    def thaw(self):
+        self.signal(signal.SIGCONT)
 
 
 class Simulator(Program):
@@ -121,12 +140,13 @@ class Gateway(Program):
             "password_file": "simulator-password",
         }
         credentials = {"name": "main", "accounts": [ACCOUNT]}
+        self.admin = f"127.0.0.1:{free_port()}"
         for key, secret in secrets.items():
             (folder / key).write_text(secret)
             credentials[key] = str(folder / key)
         sections = {
             "grpc": {"listen": listen, "heartbeat": "1s"},
-            "admin": {"listen": "127.0.0.1:0"},
+            "admin": {"listen": self.admin},
             "thingspace": {"base_url": simulator.base_url, "calls_per_second": 10000},
             "polling": {"first": "100ms", "max_watched": "200ms", "max": "200ms", "min_age": "0s"},
             "store": {"path": str(folder / f"{name}.redb")},
@@ -222,15 +242,21 @@ class Nats(Program):
 
 
 class Relay:
-    """Forwards connections to an address, and reads the frames of a server that speaks HTTP/2 without TLS."""
+    """Forwards connections to the first of its targets that can be reached, and reads the frames of a server that speaks
+    HTTP/2 without TLS.
+    """
 
     GOAWAY = 7
 
-    def __init__(self, target):
-        host, port = target.rsplit(":", 1)
-        self.target = (host, int(port))
+    def __init__(self, *targets):
+        # Cleared: it reads nothing from servers.
+        self.reads = threading.Event()
+        self.reads.set()
+        self.targets = [(host, int(port)) for host, port in (target.rsplit(":", 1) for target in targets)]
         self.connections = 0
         self.goaways = 0
+        # The connections of clients that are open.
+        self.open = set()
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
         threading.Thread(target=self.accept, daemon=True).start()
@@ -240,6 +266,19 @@ class Relay:
 
     def __exit__(self, *_):
         self.listener.close()
+        self.cut()
+
+    def cut(self):
+        """Ends all connections at once."""
+        for client in list(self.open):
+            with contextlib.suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
+
+    def freeze(self):
+        self.reads.clear()
+
+    def thaw(self):
+        self.reads.set()
 
     def accept(self):
         while True:
@@ -248,24 +287,36 @@ class Relay:
             except OSError:
                 return
             self.connections += 1
-            try:
-                server = socket.create_connection(self.target)
-            except OSError:
+            server = self.connect()
+            if server is None:
                 client.close()
                 continue
+            self.open.add(client)
             for socket_ in (client, server):
                 socket_.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             threading.Thread(target=self.forward, args=(client, server, lambda data: None), daemon=True).start()
             threading.Thread(target=self.forward, args=(server, client, self.frames()), daemon=True).start()
 
+    def connect(self):
+        for target in self.targets:
+            server = socket.socket()
+            # Little waits on the way while nothing is read.
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+            with contextlib.suppress(OSError):
+                server.connect(target)
+                return server
+            server.close()
+
     def forward(self, source, sink, read):
-        try:
-            while data := source.recv(65536):
+        with contextlib.suppress(OSError):
+            while data := source.recv(16_384):
+                if source not in self.open:
+                    self.reads.wait()
                 read(data)
                 sink.sendall(data)
+        self.open -= {source, sink}
+        with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
-        except OSError:
-            sink.close()
 
     def frames(self):
         """Returns a function that takes the bytes of one connection and counts its GOAWAY frames."""
