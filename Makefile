@@ -1,13 +1,14 @@
 # `make test` needs a Rust toolchain, a C compiler and python3 (3.11 or later) with pip. It installs the rest into
 # target/tools, target/chart-tools and target/sdk. `make test-clients` also needs Go, a JDK (17 or later)
-# with Maven, Node with npm, and apt-get for the nginx of Debian. It installs into target/callers and target/nginx.
+# with Maven, Node with npm, and apt-get for the nginx of Debian. It installs into target/clients and target/nginx.
 # `make test-operations` needs apt-get for the Prometheus of Debian, which it installs into target/prometheus.
 
 TOOLS := target/tools
 CHART_TOOLS := target/chart-tools
 SDK := target/sdk
-CALLERS := target/callers
 NGINX := target/nginx
+# The clients that `make test-clients` and `make conformance` test.
+LANGUAGES := $(patsubst clients/%/check,%,$(wildcard clients/*/check))
 PROMETHEUS := target/prometheus
 BUF := $(TOOLS)/bin/buf
 IMAGE := proto/esim.binpb
@@ -30,11 +31,11 @@ PYTEST_SDK := $(subst $(PYTHON),$(PYTHON_SDK),$(PYTEST))
 PODMAN := podman
 PODMAN_RUN :=
 
-.PHONY: help test test-clients conformance api-docs test-operations soak chart-test sdk-test lint audit advisories fmt tools chart-tools sdk callers nginx prometheus chart proto-image image image-test release
+.PHONY: help test test-clients conformance api-docs test-operations soak chart-test sdk-test lint audit advisories fmt tools chart-tools sdk nginx prometheus chart proto-image image image-test release
 
 help:
 	@echo 'make test         run every test; the heavy ones last, one at a time'
-	@echo 'make test-clients run the tests of callers in Go, Java and Node, and those of proxies with the nginx of Debian'
+	@echo 'make test-clients check the clients, run their scenarios, and the tests of proxies with the nginx of Debian'
 	@echo 'make conformance  run the scenarios of clients/conformance with drivers that are built; see its README.md'
 	@echo 'make test-operations test alerts, dashboard and metrics with the Prometheus of Debian'
 	@echo 'make soak         run an outage of ten minutes, where make test has one, and ten times as many generated answers'
@@ -74,14 +75,16 @@ sdk-test: tools chart-tools sdk
 	cargo test --locked --no-run --test it
 	$(PYTEST_SDK) tests/sdk tests/clients
 
-test-clients: tools chart-tools sdk callers nginx
+# The drivers of the conformance tests are built by the check scripts.
+test-clients: tools chart-tools sdk nginx
 	cargo test --locked --no-run --test it
-	LANGUAGES='go java node' $(PYTEST_SDK) tests/clients/test_callers.py
+	set -e; for language in $(LANGUAGES); do clients/$$language/check; done
+	LANGUAGES='$(LANGUAGES)' $(PYTEST_SDK) clients/conformance
 	NGINX=$(CURDIR)/$(NGINX)/usr/sbin/nginx $(PYTEST_SDK) tests/clients/test_proxies.py -k nginx
 
 conformance: tools chart-tools sdk
 	cargo test --locked --no-run --test it
-	$(PYTEST_SDK) clients/conformance -k '$(SCENARIOS)'
+	LANGUAGES='$(LANGUAGES)' $(PYTEST_SDK) clients/conformance -k '$(SCENARIOS)'
 
 test-operations: tools chart-tools sdk prometheus
 	cargo test --locked --no-run --test it
@@ -140,13 +143,6 @@ $(SDK)/installed: .ci/sdk.txt
 	rm -rf $(SDK)
 	python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps --require-hashes \
 		--target $(SDK) --requirement .ci/sdk.txt
-	touch $@
-
-# The code in docs/clients.md is part of the callers.
-callers: $(CALLERS)/installed
-
-$(CALLERS)/installed: $(shell find tests/clients/callers -type f) docs/clients.md proto/thingspace/esim/v1/esim.proto $(TOOLS)/installed
-	tests/clients/callers/build $(CALLERS)
 	touch $@
 
 # Debian's nginx is older than that of the package, and connects to the gateway anew for each call.

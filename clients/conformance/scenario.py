@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from pathlib import Path
 
 import yaml
@@ -22,7 +21,7 @@ sys.path.insert(0, str(ROOT / "tests" / "clients"))
 
 from certificates import Authority, Issuer, write
 from harness import ACCOUNT, DRIVERS, GATEWAY, PATIENCE, Gateway, Nats, Relay, Simulator
-from harness import code_of_the_docs, free_port, wait_until
+from harness import code_of_the_docs, fetch, free_port, wait_until
 from proxies import Envoy, Nginx
 
 SCENARIOS = Path(__file__).parent / "scenarios"
@@ -340,17 +339,14 @@ class Scenario:
             iccid = devices[device - 1]["iccid"] if device else None
             self.simulator.finish(self.request_id(request, number), iccid, outcome)
 
-    def happened(self):
-        return json.loads(fetch(f"http://{self.simulator.control}/happened"))
-
     def do_orders(self, count):
         """Waits until ThingSpace has taken so many orders. More fail."""
-        wait_until(lambda: len(self.happened()["orders"]) >= count, f"{count} orders")
-        assert len(self.happened()["orders"]) == count
+        wait_until(lambda: len(self.simulator.happened()["orders"]) >= count, f"{count} orders")
+        assert len(self.simulator.happened()["orders"]) == count
 
     def do_downloads(self, count):
         """Waits until ThingSpace has got so many calls for orders."""
-        wait_until(lambda: self.happened()["calls"]["download"] >= count, f"{count} calls")
+        wait_until(lambda: self.simulator.happened()["calls"]["download"] >= count, f"{count} calls")
 
     def do_settle(self, gateway="gateway"):
         """Waits for the unknown order, and settles it as the last order that ThingSpace has taken."""
@@ -360,7 +356,7 @@ class Scenario:
             return subprocess.run([GATEWAY, *arguments, "--socket", socket, "--json"], capture_output=True, text=True, timeout=PATIENCE)
 
         (order,) = wait_until(lambda: json.loads(operate("orders", "unknown").stdout or "[]"), "the unknown order")
-        request_id = self.happened()["orders"][-1]["request_id"]
+        request_id = self.simulator.happened()["orders"][-1]["request_id"]
         settled = operate("orders", "settle", order["order_id"], "--request-id", request_id)
         assert settled.returncode == 0, settled.stderr
 
@@ -390,9 +386,3 @@ class Scenario:
     def do_goaways(self, at_least, name="relay"):
         relay = self.programs[name]
         wait_until(lambda: relay.goaways >= at_least, "GOAWAY")
-
-
-def fetch(url):
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(url, timeout=PATIENCE) as response:
-        return response.read().decode()

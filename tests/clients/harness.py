@@ -15,7 +15,6 @@ import subprocess
 import sys
 import threading
 import time
-import types
 import urllib.request
 import uuid
 from pathlib import Path
@@ -65,14 +64,20 @@ def free_port():
                 return port
 
 
+def fetch(url, method="GET", body=None):
+    request = urllib.request.Request(url, body, method=method)
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=PATIENCE) as response:
+        return response.read().decode()
+
+
 class Program:
     """A program that runs until the end of its `with` block. Its output is in `log`."""
 
-    def __init__(self, folder, name, command, environment=None):
+    def __init__(self, folder, name, command, environment=None, stdin=None):
         self.log = folder / f"{name}-{uuid.uuid4().hex[:8]}.log"
         with self.log.open("wb") as log:
             environment = {**os.environ, "NO_COLOR": "1", **(environment or {})}
-            self.process = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, env=environment, cwd=folder, stdin=stdin, stdout=log, stderr=log)
 
     def __enter__(self):
         return self
@@ -114,8 +119,10 @@ class Simulator(Program):
         self.control = self.find(r"controlled address=(\S+)")
 
     def send(self, method, path, **body):
-        request = urllib.request.Request(f"http://{self.control}{path}", json.dumps(body).encode(), method=method)
-        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=PATIENCE).close()
+        fetch(f"http://{self.control}{path}", method, json.dumps(body).encode())
+
+    def happened(self):
+        return json.loads(fetch(f"http://{self.control}/happened"))
 
     def orders_end(self, outcome):
         """Sets the result of later orders: "pending", "success" or "failed"."""
@@ -167,61 +174,6 @@ class Gateway(Program):
         """Ends the gateway as Kubernetes does, and returns its exit code."""
         self.signal(signal.SIGTERM)
         return self.process.wait(PATIENCE)
-
-
-class Callers(Program):
-    """Callers in one of the languages. They repeat status calls and watch a request, until the request is final."""
-
-    WATCHES = 5
-    COMMANDS = {
-        "python": [sys.executable, HERE / "callers" / "python" / "callers.py"],
-        "go": [ROOT / "target" / "callers" / "go" / "callers"],
-        "java": ["java", "-cp", f"{ROOT}/target/callers/java/target/callers-1.jar:{ROOT}/target/callers/java/target/dependency/*", "Callers"],
-        "node": ["node", ROOT / "target" / "callers" / "node" / "callers.js"],
-    }
-
-    def __init__(self, folder, target, request_id, language="python", ca="", cert="", key="", token=""):
-        config = folder / "service-config.json"
-        config.write_text(service_config())
-        environment = {
-            "CALLER_SERVICE_CONFIG": str(config),
-            "CALLER_PROTO": str(ROOT / "proto"),
-            "CALLER_CA": ca,
-            "CALLER_CERT": cert,
-            "CALLER_KEY": key,
-            "CALLER_TOKEN": token,
-        }
-        command = [*self.COMMANDS[language], target, ACCOUNT, request_id, str(self.WATCHES)]
-        super().__init__(folder, f"callers-{language}", command, environment)
-
-    def counts(self):
-        """The last counts that the callers printed, or `None`. Fails as soon as a call has failed."""
-        lines = re.findall(r"^(\{.*\})\n", self.log.read_text(), re.MULTILINE)
-        counts = json.loads(lines[-1]) if lines else None
-        assert counts is None or not counts["Failed"], counts
-        assert counts or self.process.poll() is None, self.log.read_text()
-        return counts
-
-    def wait_for(self, condition, what):
-        return wait_until(lambda: (counts := self.counts()) and condition(counts) and counts, what)
-
-    def begin(self):
-        """Waits until the watches are open and calls have succeeded."""
-        self.wait_for(lambda counts: counts["Opened"] >= self.WATCHES, "the watches")
-        self.more_calls()
-
-    def more_calls(self):
-        before = self.counts()["Calls"]
-        self.wait_for(lambda counts: counts["Calls"] > before + 20, "calls")
-
-    def resumed(self):
-        """Waits until as many watches as there are have been resumed."""
-        self.wait_for(lambda counts: counts["Opened"] >= 2 * self.WATCHES, "the watches to be resumed")
-        self.more_calls()
-
-    def end(self):
-        """Waits for the end of all watches, once the request is final."""
-        self.wait_for(lambda counts: counts["Final"] == self.WATCHES, "the ends of the watches")
 
 
 class Nats(Program):
@@ -374,23 +326,12 @@ class Stub:
 
 
 def service_config():
-    return code_of_the_docs("json")
+    """The service config of the clients."""
+    return (ROOT / "clients" / "service-config.json").read_text()
 
 
 def code_of_the_docs(language):
     return re.search(rf" *```{language}\n(.*?)```", (ROOT / "docs" / "clients.md").read_text(), re.DOTALL)[1]
-
-
-def documented_watch():
-    """Returns the functions `watch` and `explain` that docs/clients.md shows for Python."""
-    generated = types.ModuleType("esim_pb2")
-    generated.WatchRequestRequest = message("WatchRequestRequest")
-    for name in ("thingspace", "thingspace.esim", "thingspace.esim.v1"):
-        sys.modules.setdefault(name, types.ModuleType(name))
-    sys.modules["thingspace.esim.v1"].esim_pb2 = sys.modules["thingspace.esim.v1.esim_pb2"] = generated
-    names = {}
-    exec(compile(code_of_the_docs("python"), "docs/clients.md", "exec"), names)
-    return names["watch"], names["explain"]
 
 
 def channel(address, credentials=None):

@@ -5,19 +5,15 @@ Everything works with their defaults, except where docs/clients.md names a setti
 
 import concurrent.futures
 import signal
-import threading
 import time
 
 import grpc
 import pytest
 from certificates import Authority, write
-from harness import ACCOUNT, PATIENCE, Callers, Gateway, Simulator, Stub, channel, code_of_the_docs, details, documented_watch
-from harness import free_port, message, reason, wait_until
+from harness import ACCOUNT, PATIENCE, Gateway, Simulator, Stub, channel, details, message, reason, wait_until
 from proxies import Envoy, Nginx
 
 FRONTS = {"envoy": (Envoy, False), "envoy-tls": (Envoy, True), "nginx": (Nginx, False), "nginx-tls": (Nginx, True)}
-# What docs/clients.md shows for nginx.
-ERROR_PAGE = code_of_the_docs("nginx")
 
 
 def with_certificate(folder):
@@ -196,17 +192,6 @@ def test_heartbeats_keep_an_idle_watch_open(proxy, tmp_path, simulator):
             watch.cancel()
 
 
-def test_a_watch_outlives_the_route_timeout_of_envoy(tmp_path, simulator):
-    """15 s by default, here 2 s. The watch is resumed, and its caller misses nothing."""
-    watch, _ = documented_watch()
-    with Gateway(tmp_path, simulator) as gateway, Front(Envoy, tmp_path, simulator, gateway, timeout="2s") as front:
-        request_id = front.stub.order().request_id
-        timer = threading.Timer(5, front.simulator.finish, [request_id])
-        timer.start()
-        *_, (parts, _) = watch(front.stub, ACCOUNT, request_id)
-        assert parts[-1].change.counts.succeeded == 1
-
-
 def test_timeouts_of_one_caller_end_no_watch_of_another(tmp_path, simulator):
     """Envoy sends the calls of all callers through one connection. The time-outs reset 250 streams of it at once."""
     with Gateway(tmp_path, simulator) as gateway, Front(Envoy, tmp_path, simulator, gateway, timeout="0s") as front:
@@ -227,29 +212,3 @@ def test_timeouts_of_one_caller_end_no_watch_of_another(tmp_path, simulator):
                 assert next(watch).WhichOneof("event") == "heartbeat"
             assert watch.is_active()
         assert front.stub.status(request_id).request_id
-
-
-def test_the_age_of_a_connection_fails_no_call(proxy, tmp_path, simulator):
-    options = {"timeout": "0s"} if proxy is Envoy else {}
-    with Gateway(tmp_path, simulator, grpc={"connection_age": "10s", "connection_grace": "1s"}) as gateway:
-        with Front(proxy, tmp_path, simulator, gateway, **options) as front:
-            request_id = front.stub.order().request_id
-            with Callers(tmp_path, front.proxy.address, request_id) as callers:
-                callers.begin()
-                callers.resumed()
-                simulator.finish(request_id)
-                callers.end()
-
-
-def test_a_restart_fails_no_call(proxy, tmp_path, simulator):
-    listen = f"127.0.0.1:{free_port()}"
-    options = {"timeout": "0s"} if proxy is Envoy else {"server": ERROR_PAGE}
-    with Gateway(tmp_path, simulator, listen) as gateway, Front(proxy, tmp_path, simulator, gateway, **options) as front:
-        request_id = front.stub.order().request_id
-        with Callers(tmp_path, front.proxy.address, request_id) as callers:
-            callers.begin()
-            assert gateway.drain() == 0
-            with Gateway(tmp_path, simulator, listen):
-                callers.resumed()
-                simulator.finish(request_id)
-                callers.end()

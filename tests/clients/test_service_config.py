@@ -1,13 +1,24 @@
-"""The service config of docs/clients.md, with gRPC for Python."""
+"""The service config of the clients, with gRPC for Python."""
 
-import contextlib
+import json
 import threading
 
 import grpc
-from harness import ACCOUNT, DEVICE, Callers, Gateway, Nats, Simulator, Stub, channel, free_port, message
+import pytest
+from harness import ACCOUNT, DEVICE, ROOT, Gateway, Simulator, Stub, channel, code_of_the_docs, free_port, message, service_config
 
 # Longer than five tries without `waitForReady` take.
 OUTAGE_SECONDS = 12
+COPIES = [path for path in (ROOT / "clients").rglob("service-config.json") if "node_modules" not in path.parts]
+
+
+@pytest.mark.parametrize("copy", COPIES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_all_clients_have_the_same_service_config(copy):
+    assert copy.read_text() == service_config()
+
+
+def test_the_documented_service_config_is_that_of_the_clients():
+    assert json.loads(code_of_the_docs("json")) == json.loads(service_config())
 
 
 def test_a_call_bridges_a_restart_of_the_only_replica(tmp_path):
@@ -23,27 +34,3 @@ def test_a_call_bridges_a_restart_of_the_only_replica(tmp_path):
         assert not call.done(), call.exception()
         with Simulator(tmp_path) as simulator, Gateway(tmp_path, simulator, address):
             assert call.result(timeout=60).request_id
-
-
-def test_a_rolling_restart_of_two_replicas_fails_no_call(tmp_path):
-    names = ("one", "two")
-    addresses = [f"127.0.0.1:{free_port()}" for _ in names]
-    with Simulator(tmp_path) as simulator, Nats(tmp_path) as nats, contextlib.ExitStack() as gateways:
-        simulator.orders_end("pending")
-
-        def start(number):
-            store = nats.store(tmp_path, names[number])
-            return gateways.enter_context(Gateway(tmp_path, simulator, addresses[number], names[number], **store))
-
-        replicas = [start(0), start(1)]
-        with channel(addresses[0]) as client:
-            request_id = Stub(client).order().request_id
-        with Callers(tmp_path, f"ipv4:{','.join(addresses)}", request_id) as callers:
-            callers.begin()
-            for number in (0, 1):
-                assert replicas[number].drain() == 0
-                callers.more_calls()
-                start(number)
-            callers.resumed()
-            simulator.finish(request_id)
-            callers.end()
