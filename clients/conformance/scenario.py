@@ -6,6 +6,7 @@ its own, so that scenarios can run at the same time.
 
 import contextlib
 import json
+import re
 import socket
 import ssl
 import subprocess
@@ -360,15 +361,18 @@ class Scenario:
         settled = operate("orders", "settle", order["order_id"], "--request-id", request_id)
         assert settled.returncode == 0, settled.stderr
 
-    def do_metric(self, name, value=None, at_least=None, gateway="gateway"):
-        """Waits until a metric of a gateway has a value, in sum over its labels."""
+    def do_metric(self, name, value=None, at_least=None, gateway="gateway", label=""):
+        """Waits until a metric of a gateway has a value, in sum over its labels or of those with one label."""
+
+        def now():
+            lines = fetch(f"http://{self.programs[gateway].admin}/metrics").splitlines()
+            return sum(float(line.rsplit(" ", 1)[1]) for line in lines if re.match(rf"{name}[{{ ]", line) and label in line)
 
         def reached():
-            now = self.metric(name, gateway)
-            return now == value if at_least is None else now >= at_least
+            return now() == value if at_least is None else now() >= at_least
 
-        wait_until(reached, name)
-        assert reached(), f"{name} is {self.metric(name, gateway)}"
+        wait_until(reached, f"{name} {label}")
+        assert reached(), f"{name} {label} is {now()}"
 
     def do_files(self, folder, count):
         """Waits until a folder has so many files."""
