@@ -39,7 +39,7 @@ DRIVERS = {
 }
 DEVICE = {"eid": "89049032007008882600086299134038", "iccid": "89148000004292933820"}
 # The longest wait for anything that does happen. The machine may be slow.
-PATIENCE = 60
+PATIENCE = 120
 
 # Nothing leaves this machine.
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
