@@ -80,6 +80,8 @@ test-clients: tools chart-tools sdk nginx
 	cargo test --locked --no-run --test it
 	set -e; for language in $(LANGUAGES); do clients/$$language/check; done
 	LANGUAGES='$(LANGUAGES)' $(PYTEST_SDK) clients/conformance
+	LANGUAGES='$(filter $(LANGUAGES),$(patsubst examples/services/%/start,%,$(wildcard examples/services/*/start)))' \
+		$(PYTEST_SDK) tests/clients/test_services.py
 	NGINX=$(CURDIR)/$(NGINX)/usr/sbin/nginx $(PYTEST_SDK) tests/clients/test_proxies.py -k nginx
 
 conformance: tools chart-tools sdk

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT / "tests" / "clients"))
 
 from certificates import Authority, Issuer, write
 from harness import ACCOUNT, DRIVERS, GATEWAY, PATIENCE, Gateway, Nats, Relay, Simulator
-from harness import code_of_the_docs, fetch, free_port, wait_until
+from harness import code_of_the_docs, environment, fetch, free_port, wait_until
 from proxies import Envoy, Nginx
 
 SCENARIOS = Path(__file__).parent / "scenarios"
@@ -38,7 +38,8 @@ class Driver:
         self.log = folder / f"{name}.log"
         with self.log.open("wb") as log:
             command = [*DRIVERS[language], folder / f"{name}.json"]
-            self.process = subprocess.Popen(command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log, "text": True}
+            self.process = subprocess.Popen(command, cwd=folder, env=environment(), **pipes)
         self.changed = threading.Condition()
         self.unread, self.ended = [], False
         threading.Thread(target=self.read, daemon=True).start()

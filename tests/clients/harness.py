@@ -30,12 +30,15 @@ TOOLS = ROOT / "target" / "tools" / "bin"
 GATEWAY = ROOT / "target" / "debug" / "thingspace-gateway"
 PACKAGE = "thingspace.esim.v1"
 ACCOUNT = "0000123456-00001"
-# How the drivers of clients/conformance start, which the scripts clients/LANGUAGE/check have built.
+# How the drivers of clients/conformance start, which the scripts clients/LANGUAGE/check have built. The client for asyncio
+# runs with the oldest versions of Python and its packages.
+CLIENTS = ROOT / "target" / "clients"
 DRIVERS = {
-    "go": [ROOT / "target" / "clients" / "go" / "conformance"],
-    "java": ["java", "-jar", ROOT / "target" / "clients" / "java" / "conformance.jar"],
-    "python": [ROOT / "target" / "clients" / "python" / "venv" / "bin" / "python", ROOT / "clients" / "python" / "conformance" / "driver.py"],
-    "typescript": ["node", ROOT / "target" / "clients" / "typescript" / "conformance" / "driver.js"],
+    "go": [CLIENTS / "go" / "conformance"],
+    "java": ["java", "-jar", CLIENTS / "java" / "conformance.jar"],
+    "python": [CLIENTS / "python" / "venv" / "bin" / "python", ROOT / "clients" / "python" / "conformance" / "driver.py"],
+    "python_aio": [CLIENTS / "python" / "oldest" / "bin" / "python", ROOT / "clients" / "python" / "conformance" / "driver_aio.py"],
+    "typescript": ["node", CLIENTS / "typescript" / "build" / "conformance" / "driver.js"],
 }
 DEVICE = {"eid": "89049032007008882600086299134038", "iccid": "89148000004292933820"}
 # The longest wait for anything that does happen. The machine may be slow.
@@ -70,14 +73,18 @@ def fetch(url, method="GET", body=None):
         return response.read().decode()
 
 
+def environment(**more):
+    """The environment of a program, which has other packages of Python than the tests."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"NO_COLOR": "1"} | more
+
+
 class Program:
     """A program that runs until the end of its `with` block. Its output is in `log`."""
 
-    def __init__(self, folder, name, command, environment=None, stdin=None):
+    def __init__(self, folder, name, command, stdin=None):
         self.log = folder / f"{name}-{uuid.uuid4().hex[:8]}.log"
         with self.log.open("wb") as log:
-            environment = {**os.environ, "NO_COLOR": "1", **(environment or {})}
-            self.process = subprocess.Popen(command, env=environment, cwd=folder, stdin=stdin, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, env=environment(), cwd=folder, stdin=stdin, stdout=log, stderr=log)
 
     def __enter__(self):
         return self
