@@ -73,6 +73,7 @@ func Connect(target string, creds Credentials, opts *Options) (*Client, error) {
 	reconnect.MaxDelay = maxReconnectDelay
 	dialOptions := append(transport,
 		grpc.WithDefaultServiceConfig(serviceConfig),
+		grpc.WithDisableServiceConfig(), // Nobody else, such as the name server, provides one.
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           reconnect,
 			MinConnectTimeout: minConnectTimeout,

@@ -127,9 +127,9 @@ func (f tokenFile) GetRequestMetadata(context.Context, ...string) (map[string]st
 	if token == "" {
 		return nil, status.Errorf(codes.Unauthenticated, "the token file %s is empty", f.path)
 	}
-	if strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
+	if strings.ContainsFunc(token, func(r rune) bool { return r < ' ' || r > '~' }) {
 		return nil, status.Errorf(codes.Unauthenticated,
-			"the token file %s contains something that is no token", f.path)
+			"the token file %s has a character that a token cannot have", f.path)
 	}
 	return map[string]string{"authorization": "Bearer " + token}, nil
 }

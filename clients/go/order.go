@@ -17,8 +17,6 @@ const (
 	// DefaultOrderTimeout ends [Client.Order] if its context has no deadline.
 	DefaultOrderTimeout = 5 * time.Minute
 
-	attemptTimeout = 90 * time.Second
-
 	// A pause ends at least this long before the deadline, so that another attempt has time.
 	lastAttempt = time.Second
 )
@@ -82,7 +80,8 @@ func (c *Client) Order(ctx context.Context, order Order) (Ordered, error) {
 	mayBePlaced := false
 	var pauses pauses
 	for {
-		response, err := c.attempt(ctx, request)
+		// The service config ends each attempt after 90 s.
+		response, err := c.stub.DownloadProfile(ctx, request)
 		if err == nil {
 			return Ordered{response.GetRequestId(), response.GetReplayed()}, nil
 		}
@@ -111,23 +110,16 @@ func (c *Client) Order(ctx context.Context, order Order) (Ordered, error) {
 	}
 }
 
-func (c *Client) attempt(ctx context.Context, request *esimv1.DownloadProfileRequest) (
-	*esimv1.DownloadProfileResponse, error) {
-	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
-	defer cancel()
-	return c.stub.DownloadProfile(ctx, request)
-}
-
-// pauseBefore returns how long to wait before the next attempt, and false if there is no time for
-// one. A pause without a delay from the gateway is shortened, so that there is a last attempt.
+// pauseBefore returns how long to wait before the next attempt, at least the delay of the gateway,
+// and false if there is no time for one. It shortens a pause rather than omit the last attempt.
 func pauseBefore(deadline time.Time, pauses *pauses, delay *time.Duration) (time.Duration, bool) {
 	left := time.Until(deadline) - lastAttempt
 	pause, jitter := pauses.next()
+	least := time.Duration(0)
 	if delay != nil {
-		pause = *delay
-		return pause + jitter, pause+jitter <= left
+		pause, least = *delay, *delay
 	}
-	return min(pause+jitter, left), left > 0
+	return min(pause+jitter, left), left > least
 }
 
 // afterFailure returns whether an order may be placed after an attempt has failed, if it may or may

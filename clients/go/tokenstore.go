@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strings"
 )
 
 // TokenStore keeps the token of each watched request, so that a later process continues the watch:
@@ -43,7 +42,7 @@ func (s FileTokenStore) Load(_ context.Context, account, requestID string) (stri
 	if err != nil {
 		return "", fmt.Errorf("gateway: cannot load a resume token: %w", err)
 	}
-	return strings.TrimSpace(string(content)), nil
+	return string(content), nil
 }
 
 // Save implements [TokenStore]. It replaces the file in one step, and syncs file and directory.
