@@ -99,8 +99,9 @@ func (u Update) Devices() []*esimv1.DeviceStatus {
 // While the consumer works on an update, the client buffers at most a few messages. After 30 s, the
 // gateway ends the stream of a slow consumer. The client resumes it without loss when the consumer
 // asks for the next update.
-func (c *Client) Watch(ctx context.Context, account, requestID string, opts *WatchOptions) iter.Seq2[
-	Update, error] {
+func (c *Client) Watch(
+	ctx context.Context, account, requestID string, opts *WatchOptions,
+) iter.Seq2[Update, error] {
 	if opts == nil {
 		opts = &WatchOptions{}
 	}
