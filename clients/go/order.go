@@ -134,8 +134,7 @@ func afterFailure(before bool, e Explanation) bool {
 		return true
 	case ReasonDeadline:
 		return before || e.Metadata["nothingSent"] != "true"
-	case ReasonInvalidField, ReasonIdempotencyKeyReused, ReasonMessageTooLarge,
-		ReasonMalformedCall, ReasonUnknownMethod:
+	case ReasonInvalidField, ReasonIdempotencyKeyReused:
 		// The gateway would have refused each earlier attempt, too.
 		return false
 	}

@@ -123,6 +123,9 @@ func TestTheErrorOfAnOrderSaysWhetherItMayBePlaced(t *testing.T) {
 		{"unknown, then not allowed", []error{
 			unknown, failure(codes.PermissionDenied, gateway.ReasonCallerNotAllowed, nil),
 		}, true, 2},
+		{"unknown, then too large because of a new token", []error{
+			unknown, failure(codes.OutOfRange, gateway.ReasonMessageTooLarge, nil),
+		}, true, 2},
 		{"defect", []error{failure(codes.Internal, gateway.ReasonInternal, nil)}, true, 1},
 		{"deadline", []error{
 			failure(codes.DeadlineExceeded, gateway.ReasonDeadline, nil, retryAfter(time.Hour)),
