@@ -177,19 +177,28 @@ class Watch(AsyncIterator[Update]):
         self._connection: Optional[Connection] = None
         self._task: "Optional[asyncio.Task[Any]]" = None
         self._ended = False
+        self._closed = False
 
     def __aiter__(self) -> "Watch":
         return self
 
     async def __anext__(self) -> Update:
-        update = await self._client._run(self._next())
+        if self._closed:
+            raise RuntimeError("the watch is closed")
+        try:
+            update = await self._client._run(self._next())
+        except BaseException:
+            # Here, not in the task: one that is cancelled before it starts does nothing.
+            self._ended = True
+            self._end_stream()
+            raise
         if update is None:
             raise StopAsyncIteration
         return update
 
     async def aclose(self) -> None:
         """Ends the watch. A task that waits for an update is cancelled."""
-        self._ended = True
+        self._closed = True
         if self._task:
             self._task.cancel()
         self._end_stream()
@@ -208,6 +217,9 @@ class Watch(AsyncIterator[Update]):
 
     async def _next(self) -> Optional[Update]:
         """Returns the next update, or `None` at the end."""
+        if self._closed:
+            # Since this task was made. The end of the iteration would say that the request is final.
+            raise asyncio.CancelledError
         self._task = asyncio.current_task()
         try:
             resumption = await self._processed()
@@ -230,10 +242,6 @@ class Watch(AsyncIterator[Update]):
                 await self._client._close_retired()
                 await asyncio.sleep(wait)
             return None
-        except BaseException:
-            self._ended = True
-            self._end_stream()
-            raise
         finally:
             self._task = None
 
