@@ -20,7 +20,7 @@ import java.util.regex.Pattern;
  * and no secrets. Immutable.
  */
 public final class Credentials {
-  private static final long KEY_CHECK_SECONDS = 10;
+  private static final long KEY_CHECK_SECONDS = 2;
 
   /** A target on this machine, without names that a name server resolves. */
   private static final Pattern LOOPBACK =
@@ -80,7 +80,7 @@ public final class Credentials {
   }
 
   /**
-   * Returns credentials with a client certificate. Both files are read again within 10 s after both
+   * Returns credentials with a client certificate. Both files are read again within 2 s after both
    * have changed, and used for new connections.
    *
    * @param certificateFile the client certificate in PEM format
