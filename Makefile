@@ -80,7 +80,7 @@ sdk-test: tools chart-tools sdk
 test-clients: tools chart-tools sdk nginx
 	cargo test --locked --no-run --test it
 	set -e; for language in $(LANGUAGES); do clients/$$language/check; done
-	LANGUAGES='$(LANGUAGES)' $(PYTEST_SDK) clients/conformance tests/clients/test_services.py
+	LANGUAGES='$(LANGUAGES)' $(PYTEST_SDK) clients/conformance examples/services
 	NGINX=$(CURDIR)/$(NGINX)/usr/sbin/nginx $(PYTEST_SDK) tests/clients/test_proxies.py -k nginx
 
 conformance: tools chart-tools sdk
