@@ -15,7 +15,7 @@ from scenario import DRIVERS, SCENARIOS, Scenario
 LANGUAGES = os.environ.get("LANGUAGES", "go java python typescript").split()
 # Python has two drivers.
 TESTED = [driver for driver in DRIVERS if driver.partition("_")[0] in LANGUAGES]
-JOBS = int(os.environ.get("JOBS", "8"))
+JOBS = int(os.environ.get("JOBS", "10"))
 SECONDS = {path.stem: yaml.safe_load(path.read_text()).get("seconds", 0) for path in sorted(SCENARIOS.glob("*.yaml"))}
 
 
