@@ -6,7 +6,7 @@ import type { Logger } from "./logger.js";
 import { Operation } from "./operation.js";
 import { type Order, type Placed, placeOrder } from "./order.js";
 import { grpcTarget, isLoopback } from "./target.js";
-import { type Update, updates, type WatchOptions } from "./watch.js";
+import { type Update, updates, type Watch, type WatchOptions } from "./watch.js";
 
 /** Options of {@link connect}. */
 export interface ConnectOptions {
@@ -69,9 +69,9 @@ export class Client {
    * The key is required, and is never made here: a key that is lost with the process could not be
    * used again, and a new key is a new order.
    *
-   * @throws UnknownOutcomeError at the end of the timeout, if the order may or may not be placed:
-   * call again with the same key.
-   * @throws GatewayError if the order is refused, or if the timeout ends and no attempt could place
+   * @throws UnknownOutcomeError if the order may or may not be placed, at the end of the timeout or
+   * after an error that makes it useless to go on: call again with the same key.
+   * @throws GatewayError if the order is refused, or if the timeout ends and no attempt has placed
    * it.
    */
   async order(order: Order): Promise<Placed> {
@@ -95,12 +95,12 @@ export class Client {
    * @throws GatewayError if the watch cannot be resumed, for example with `REQUEST_NOT_FOUND`,
    * `CALLER_NOT_ALLOWED` or `STILL_PENDING`.
    */
-  watch(options: WatchOptions): AsyncIterableIterator<Update> {
+  watch(options: WatchOptions): Watch {
     const stop = new AbortController();
     const generator = this.#updates(options, stop.signal);
     return {
       next: () => generator.next(),
-      // Ends a pending next(), too, which a generator alone would wait for.
+      // A generator alone would wait for a pending next().
       return: () => {
         stop.abort(STOPPED);
         return generator.return();

@@ -27,20 +27,15 @@ export class Connection {
   readonly #calls = new Set<InterceptingCall>();
 
   constructor(target: string, credentials: Credentials) {
+    const token = credentials.call;
     const interceptor: Interceptor = (options, nextCall) => {
-      const call: InterceptingCall = new InterceptingCall(nextCall(options), {
+      const all = { ...options, credentials: options.credentials?.compose(token) ?? token };
+      const call: InterceptingCall = new InterceptingCall(nextCall(all), {
         start: (metadata, _listener, next) => {
           this.#calls.add(call);
           const sent = metadata.clone();
           // grpc-js does not read waitForReady in the service config.
           sent.setOptions({ ...sent.getOptions(), waitForReady: true });
-          try {
-            const token = credentials.token();
-            if (token !== undefined) sent.set("authorization", `Bearer ${token}`);
-          } catch (error) {
-            // The file may be there again at the next attempt. The call ends as soon as it starts.
-            call.cancelWithStatus(status.UNAVAILABLE, (error as Error).message);
-          }
           next(sent, {
             onReceiveStatus: (received, nextStatus) => {
               this.#calls.delete(call);

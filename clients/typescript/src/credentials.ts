@@ -1,7 +1,13 @@
 import { readFileSync } from "node:fs";
 import { rootCertificates } from "node:tls";
 
-import { type ChannelCredentials, credentials, experimental } from "@grpc/grpc-js";
+import {
+  type CallCredentials,
+  type ChannelCredentials,
+  credentials,
+  experimental,
+  Metadata,
+} from "@grpc/grpc-js";
 
 /** How often the files of certificates are read again. */
 const REFRESH_MS = 5_000;
@@ -10,7 +16,7 @@ const REFRESH_MS = 5_000;
 export interface TokenOptions {
   /**
    * A file with a token that proves who you are: a token from the gateway's operator, or a JSON Web
-   * Token. It is read for each call, so that a rotated file is used.
+   * Token. It is read for each attempt of a call, so that a rotated file is used.
    */
   readonly tokenFile?: string | undefined;
 }
@@ -47,6 +53,22 @@ export class Credentials {
     this.channel = channel;
     this.tokenOnLoopbackOnly = tokenOnLoopbackOnly;
     this.#tokenFile = tokenFile;
+  }
+
+  /** @internal Adds the token to each attempt of a call, also to one that began with an old token. */
+  get call(): CallCredentials {
+    return credentials.createFromMetadataGenerator((_options, done) => {
+      const metadata = new Metadata();
+      try {
+        const token = this.token();
+        if (token !== undefined) metadata.set("authorization", `Bearer ${token}`);
+      } catch (error) {
+        // The call ends with UNKNOWN, and may be repeated: the file may be there again then.
+        done(error as Error);
+        return;
+      }
+      done(null, metadata);
+    });
   }
 
   /** @internal Reads the token. The errors name the file and never its content. */

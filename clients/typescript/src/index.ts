@@ -32,4 +32,4 @@ export {
 export type { LogEntry, Logger } from "./logger.js";
 export type { Device, Order, Placed } from "./order.js";
 export { FileTokenStore, type TokenStore } from "./token-store.js";
-export type { Change, Snapshot, Update, WatchOptions } from "./watch.js";
+export type { Change, Snapshot, Update, Watch, WatchOptions } from "./watch.js";

@@ -17,6 +17,8 @@ import { logEntry, type Logger } from "./logger.js";
 
 const DEFAULT_TIMEOUT_MS = 5 * 60_000;
 const LONGEST_ATTEMPT_MS = 90_000;
+/** The least time for an attempt. */
+const LAST_ATTEMPT_MS = 1_000;
 
 /** A device of an order. */
 export interface Device {
@@ -55,13 +57,13 @@ export interface Placed {
   readonly replayed: boolean;
 }
 
-/**
- * Whether an attempt says that the order may be placed (true), that it is not placed (false), or
- * nothing about it (undefined).
- */
-function mayBePlaced({ reason, metadata }: Explanation): boolean | undefined {
+/** Returns whether the order may be placed after an attempt has failed. */
+function mayBePlaced(before: boolean, explanation: Explanation): boolean {
+  const { code, reason, metadata, safeToRepeat } = explanation;
   switch (reason) {
     case "":
+      // The attempt had no answer, unless a proxy has refused it.
+      return before || safeToRepeat || code === "CANCELLED";
     case "ORDER_IN_PROGRESS":
     case "ORDER_OUTCOME_UNKNOWN":
     case "INTERNAL":
@@ -69,15 +71,15 @@ function mayBePlaced({ reason, metadata }: Explanation): boolean | undefined {
     case "STREAM_AGE":
       return true;
     case "DEADLINE":
-      return metadata["nothingSent"] === "true" ? undefined : true;
-    // The gateway answers these only after it has found that no order with this key was sent.
-    case "UPSTREAM_THROTTLED":
-    case "UPSTREAM_UNAVAILABLE":
-    case "STORE_FULL":
+      return before || metadata["nothingSent"] !== "true";
+    case "INVALID_FIELD":
+    case "IDEMPOTENCY_KEY_REUSED":
+      // The gateway would have refused each earlier attempt, too.
       return false;
-    // For example OVERLOADED: this attempt sent nothing, and an earlier one may have.
     default:
-      return undefined;
+      // Before the gateway asks ThingSpace, it looks up the key. So an error of ThingSpace says that
+      // no order was placed with the key. The others say only that this attempt has placed nothing.
+      return before && !reason.startsWith("UPSTREAM_");
   }
 }
 
@@ -101,7 +103,7 @@ export async function placeOrder(
     account,
     idempotencyKey,
   };
-  let unknown = false;
+  let placedPerhaps = false;
   for (;;) {
     try {
       const attemptMs = Math.min(LONGEST_ATTEMPT_MS, end - performance.now());
@@ -111,17 +113,18 @@ export async function placeOrder(
       signal.throwIfAborted();
       if (!isServiceError(error)) throw error;
       const explanation = explain(error);
-      const { code, reason, metadata, safeToRepeat } = explanation;
+      const { metadata, retryDelayMs, safeToRepeat } = explanation;
       if (metadata["orderId"]) known.orderId = metadata["orderId"];
       if (metadata["requestId"]) known.requestId = metadata["requestId"];
-      unknown = mayBePlaced(explanation) ?? unknown;
-      const defect = code === "INTERNAL" && reason === "INTERNAL";
-      if (!safeToRepeat && !defect) throw new GatewayError(explanation, { cause: error });
+      placedPerhaps = mayBePlaced(placedPerhaps, explanation);
       const pauseMs = backoff.next();
-      const waitMs = (explanation.retryDelayMs ?? pauseMs) + jitter(pauseMs);
-      if (defect || performance.now() + waitMs >= end) {
-        if (unknown) throw new UnknownOutcomeError(known, explanation, { cause: error });
-        throw new GatewayError(explanation, { cause: error });
+      // The pause is shortened so that there is time for a last attempt.
+      const longestMs = end - performance.now() - LAST_ATTEMPT_MS;
+      const waitMs = Math.min((retryDelayMs ?? pauseMs) + jitter(pauseMs), longestMs);
+      if (!safeToRepeat || waitMs <= (retryDelayMs ?? 0)) {
+        const options = { cause: error };
+        if (placedPerhaps) throw new UnknownOutcomeError(known, explanation, options);
+        throw new GatewayError(explanation, options);
       }
       log(logEntry("info", "repeating the order with the same key", explanation, waitMs));
       await pause(waitMs, signal);

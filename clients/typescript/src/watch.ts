@@ -51,6 +51,12 @@ export interface Change {
 /** An update of a watch. */
 export type Update = Snapshot | Change;
 
+/** The updates of a request. */
+export interface Watch extends AsyncIterableIterator<Update, void, undefined> {
+  /** Ends the watch at once, also while `next` waits. A `for await` loop that is left calls it. */
+  return(): Promise<IteratorResult<Update, void>>;
+}
+
 /** What a watch needs of the client. */
 interface Context {
   readonly stub: EsimServiceClient;

@@ -144,54 +144,66 @@ test("an attempt that times out leaves the outcome unknown", async (t) => {
   );
 });
 
-test("the outcome stays unknown if a later attempt sent nothing", async (t) => {
-  const overloaded = refusal(status.RESOURCE_EXHAUSTED, "OVERLOADED", { retryDelayMs: 400_000 });
-  const peer = await Peer.start(t, { order: (_, n) => (n === 0 ? UNKNOWN : overloaded) });
-  await assert.rejects(client(t, peer.address).order(ORDER), (error) => {
-    assert(error instanceof UnknownOutcomeError);
-    assert.equal(error.explanation.reason, "OVERLOADED");
-    assert.equal(error.orderId, "order-1");
-    return true;
-  });
-});
-
-for (const [reason, code] of [
-  ["UPSTREAM_THROTTLED", status.RESOURCE_EXHAUSTED],
-  ["STORE_FULL", status.RESOURCE_EXHAUSTED],
+const LATER = { retryDelayMs: 400_000 };
+const OVERLOADED = refusal(status.RESOURCE_EXHAUSTED, "OVERLOADED", LATER);
+for (const [name, errors, unknown] of [
+  ["overloaded", [OVERLOADED], false],
+  ["unknown, then overloaded", [UNKNOWN, OVERLOADED], true],
+  ["unknown, then full", [UNKNOWN, refusal(status.RESOURCE_EXHAUSTED, "STORE_FULL", LATER)], true],
+  [
+    "no answer, then throttled",
+    [failure(status.UNKNOWN), refusal(status.RESOURCE_EXHAUSTED, "UPSTREAM_THROTTLED", LATER)],
+    false,
+  ],
+  [
+    "unknown, then refused by ThingSpace",
+    [UNKNOWN, refusal(status.INVALID_ARGUMENT, "UPSTREAM_INVALID_INPUT")],
+    false,
+  ],
+  [
+    "unknown, then not allowed",
+    [UNKNOWN, refusal(status.PERMISSION_DENIED, "CALLER_NOT_ALLOWED")],
+    true,
+  ],
+  ["unknown, then too large", [UNKNOWN, refusal(status.OUT_OF_RANGE, "MESSAGE_TOO_LARGE")], true],
+  ["unknown, then refused by a proxy", [UNKNOWN, failure(status.PERMISSION_DENIED)], true],
+  ["a defect", [refusal(status.INTERNAL, "INTERNAL")], true],
+  ["malformed", [refusal(status.INTERNAL, "MALFORMED_CALL")], false],
+  ["refused by a proxy", [failure(status.PERMISSION_DENIED)], false],
+  ["a deadline", [refusal(status.DEADLINE_EXCEEDED, "DEADLINE", LATER)], true],
+  [
+    "a deadline before anything was sent",
+    [
+      refusal(status.DEADLINE_EXCEEDED, "DEADLINE", {
+        ...LATER,
+        metadata: { nothingSent: "true" },
+      }),
+    ],
+    false,
+  ],
 ] as const) {
-  test(`${reason} shows that the order is not placed`, async (t) => {
-    const error = refusal(code, reason, { retryDelayMs: 400_000 });
-    const peer = await Peer.start(t, {
-      order: (_, n) => (n === 0 ? failure(status.UNKNOWN) : error),
-    });
-    await assert.rejects(client(t, peer.address).order(ORDER), (thrown) => {
-      assert(thrown instanceof GatewayError && !(thrown instanceof UnknownOutcomeError));
-      assert.equal(thrown.explanation.reason, reason);
-      assert.equal(thrown.explanation.retryDelayMs, 400_000);
+  const kind = unknown ? "may be placed" : "is not placed";
+  test(`an order ${kind} after these errors: ${name}`, async (t) => {
+    const peer = await Peer.start(t, { order: (_, n) => errors[n] ?? PLACED });
+    await assert.rejects(client(t, peer.address).order(ORDER), (error) => {
+      assert(error instanceof GatewayError);
+      assert.equal(error instanceof UnknownOutcomeError, unknown);
+      assert.equal(error.explanation.code, status[errors.at(-1)?.code ?? 0]);
       return true;
     });
-    assert.equal(peer.orders.length, 2);
+    assert.equal(peer.orders.length, errors.length);
   });
 }
 
-test("a refusal ends the order at once", async (t) => {
-  const refused = refusal(status.INVALID_ARGUMENT, "UPSTREAM_INVALID_INPUT");
-  const peer = await Peer.start(t, { order: (_, n) => (n === 0 ? UNKNOWN : refused) });
-  await assert.rejects(client(t, peer.address).order(ORDER), (error) => {
-    assert(error instanceof GatewayError && !(error instanceof UnknownOutcomeError));
-    return error.explanation.reason === "UPSTREAM_INVALID_INPUT";
-  });
-  assert.equal(peer.orders.length, 2);
-});
-
-test("a defect of the gateway leaves the outcome unknown and is not repeated", async (t) => {
-  const defect = refusal(status.INTERNAL, "INTERNAL", { logId: "log-1" });
-  const peer = await Peer.start(t, { order: () => defect });
-  await assert.rejects(client(t, peer.address).order(ORDER), (error) => {
-    assert(error instanceof UnknownOutcomeError);
-    return error.explanation.logId === "log-1";
-  });
-  assert.equal(peer.orders.length, 1);
+test("a pause is shortened so that there is time for a last attempt", async (t) => {
+  const peer = await Peer.start(t, { order: (_, n) => (n === 0 ? PLACED : UNKNOWN) });
+  const log: LogEntry[] = [];
+  const one = client(t, peer.address, undefined, { logger: (entry) => log.push(entry) });
+  await one.order(ORDER);
+  await assert.rejects(one.order({ ...ORDER, timeoutMs: 2500 }), UnknownOutcomeError);
+  // The second pause would be at least 1 s, and less than that is left.
+  assert(log[1] && log[1].waitMs < 1000, JSON.stringify(log));
+  assert.equal(peer.orders.length, log.length + 2);
 });
 
 test("a signal ends the wait for an order at once, also between attempts", async (t) => {

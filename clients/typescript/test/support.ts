@@ -2,6 +2,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtemp, rm } from "node:fs/promises";
+import { type AddressInfo, connect as connectSocket, createServer, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
@@ -170,6 +171,38 @@ export class Peer {
   /** Ends all connections at once. */
   shutdown(): void {
     this.#server.forceShutdown();
+  }
+}
+
+/** Passes connections on to a server, and counts them. */
+export class Relay {
+  readonly #sockets = new Set<Socket>();
+  address = "";
+
+  static async start(t: TestContext, target: string): Promise<Relay> {
+    const relay = new Relay();
+    const server = createServer((socket) => {
+      const onward = connectSocket(Number(target.split(":")[1]), "127.0.0.1");
+      relay.#sockets.add(socket);
+      for (const [one, other] of [
+        [socket, onward],
+        [onward, socket],
+      ] as const) {
+        one.pipe(other);
+        one.on("error", () => other.destroy());
+        one.on("close", () => other.destroy());
+      }
+      socket.on("close", () => relay.#sockets.delete(socket));
+    });
+    await once(server.listen(0, "127.0.0.1"), "listening");
+    relay.address = `127.0.0.1:${String((server.address() as AddressInfo).port)}`;
+    t.after(() => server.close());
+    return relay;
+  }
+
+  /** How many connections are open. */
+  get connections(): number {
+    return this.#sockets.size;
   }
 }
 
