@@ -116,12 +116,7 @@ final class OrderCall {
           true;
       case "DEADLINE" -> before || !"true".equals(explanation.metadata().get("nothingSent"));
       // The gateway would have refused each earlier attempt, too.
-      case "INVALID_FIELD",
-          "IDEMPOTENCY_KEY_REUSED",
-          "MESSAGE_TOO_LARGE",
-          "MALFORMED_CALL",
-          "UNKNOWN_METHOD" ->
-          false;
+      case "INVALID_FIELD", "IDEMPOTENCY_KEY_REUSED" -> false;
       // Before the gateway sends an order to ThingSpace, it looks up the order's key. So
       // ThingSpace's
       // errors say that no order was placed with the key. The others say only that this attempt has

@@ -162,7 +162,8 @@ class CredentialsTest {
                   "password",
                   "-keystore",
                   store.toString())
-              .inheritIO()
+              .redirectOutput(ProcessBuilder.Redirect.DISCARD)
+              .redirectError(ProcessBuilder.Redirect.DISCARD)
               .start();
       assertEquals(0, process.waitFor());
       KeyStore keys = KeyStore.getInstance("PKCS12");

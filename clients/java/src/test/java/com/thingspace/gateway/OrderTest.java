@@ -224,6 +224,7 @@ class OrderTest {
     "UNAUTHENTICATED, CALLER_UNAUTHENTICATED, , true, false",
     "RESOURCE_EXHAUSTED, UPSTREAM_THROTTLED, , false, false",
     "UNAVAILABLE, UPSTREAM_UNAVAILABLE, , false, false",
+    "OUT_OF_RANGE, MESSAGE_TOO_LARGE, , true, false",
     "INVALID_ARGUMENT, INVALID_FIELD, , false, false",
     "INVALID_ARGUMENT, IDEMPOTENCY_KEY_REUSED, , false, false",
   })
