@@ -242,6 +242,29 @@ def test_a_cancelled_task_ends_its_watch(peer: Peer, answer: Any, by: str) -> No
     asyncio.run(call())
 
 
+def test_a_cancellation_is_not_lost_to_a_message(peer: Peer) -> None:
+    def messages(context: Any) -> Any:
+        yield snapshot(1)
+        while context.is_active():
+            yield heartbeat(1)
+
+    peer.answers = [messages]
+
+    async def call() -> None:
+        async with aio.connect(peer.target, insecure()) as client:
+            for _ in range(20):
+                watch = client.watch(ACCOUNT, "request-1")
+                await watch.__anext__()
+                second = asyncio.ensure_future(watch.__anext__())
+                await asyncio.sleep(0.05)
+                second.cancel()
+                done, _ = await asyncio.wait({second}, timeout=PATIENCE)
+                assert done
+                assert second.cancelled()
+
+    asyncio.run(call())
+
+
 def test_a_loop_that_is_left_ends_its_watch(peer: Peer) -> None:
     peer.answers = [held(snapshot(1), change(2))]
     with connect(peer.target, insecure()) as client:

@@ -226,7 +226,7 @@ class Watch(AsyncIterator[Update]):
             while not self._ended:
                 try:
                     call = self._call or self._begin_stream(resumption)
-                    message = await asyncio.wait_for(call.read(), self._idle_timeout)
+                    message = await _read(call, self._idle_timeout)
                 except asyncio.TimeoutError:
                     wait = resumption.idle()
                 except grpc.aio.AioRpcError as error:
@@ -277,3 +277,15 @@ class Watch(AsyncIterator[Update]):
         if self._connection:
             self._client._connections.release_watch(self._connection)
             self._connection = None
+
+
+async def _read(call: Any, timeout: float) -> Any:
+    """Returns the next message. `asyncio.wait_for` ignores a cancellation that comes with it, before Python 3.12."""
+    reading = asyncio.ensure_future(call.read())
+    try:
+        await asyncio.wait({reading}, timeout=timeout)
+        if not reading.done():
+            raise asyncio.TimeoutError
+        return reading.result()
+    finally:
+        reading.cancel()
