@@ -327,7 +327,7 @@ test("a stored token is that of the last update whose processing is complete", a
   assert.equal((await readdir(folder)).length, 1);
   const rest = await all(client(t, gateway.address).watch(options));
   assert.equal(rest[0]?.kind, "change");
-  assert.equal(changes(rest).length, 2);
+  assert(changes(rest).length >= 2);
   assert.equal(rest.at(-1)?.content.state, RequestState.PARTIALLY_SUCCEEDED);
   assert.deepEqual(await readdir(folder), []);
 });
