@@ -41,7 +41,7 @@ const HEARTBEAT_SPREAD: u32 = 5;
 
 /// Heartbeats are due at multiples of one part in this many of their interval. So those of a
 /// connection become due together, and are sent in one write.
-const HEARTBEAT_STEPS: u32 = 100;
+const HEARTBEAT_STEPS: u32 = 50;
 
 /// From where these multiples are counted.
 static STEPS_BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -132,12 +132,65 @@ impl Watch {
     }
 
     /// Waits for the next event, at most until `end`. This method is cancel safe.
+    ///
+    /// It does not call another async method for what it waits for: that would take memory for each
+    /// watch.
     pub(crate) async fn next(&mut self, end: Option<Instant>) -> Result<Watched, Error> {
-        let watched = self.wait(end).await?;
-        if let Watched::Event(_) = watched {
-            self.due = Some(heartbeat_due(self.heartbeat));
+        if self.unfinished.is_some() {
+            let event = Box::pin(self.unfinished()).await?;
+            return Ok(self.returns(event));
         }
-        Ok(watched)
+        let tracked = self.tracked().await?;
+        let Some(sent) = self.cursor else {
+            return Ok(self.returns(WatchEvent::Snapshot(Snapshot::whole(&tracked))));
+        };
+        let mut waited = false;
+        loop {
+            // Marked as seen before the state is read, so that a later change ends the wait below.
+            self.changes.borrow_and_update();
+            let is_new = match self.progress(&tracked, sent)? {
+                WatchProgress::New => true,
+                WatchProgress::Ended => return Ok(Watched::Final),
+                WatchProgress::Quiet(heartbeat) if self.due.is_none_or(reached) => {
+                    return Ok(self.returns(heartbeat));
+                }
+                WatchProgress::Quiet(_) => false,
+            };
+            if is_new {
+                let transitions =
+                    after(&self.hub, &tracked, sent.revision, &mut self.reading).await?;
+                if transitions.as_ref().is_none_or(|transitions| !transitions.is_empty()) {
+                    if let Some(newest) = transitions.iter().flatten().last()
+                        && waited
+                    {
+                        let took = Timestamp::now().duration_since(newest.time);
+                        metrics().watch_delay.record(took.try_into().unwrap_or_default(), &[]);
+                    }
+                    return Ok(self.returns(as_event(&tracked, transitions)));
+                }
+            }
+            if end.is_some_and(reached) {
+                return Ok(Watched::TimedOut);
+            }
+            let at = self.due.into_iter().chain(end).min();
+            if let Some(at) = at.filter(|at| self.timer.is_elapsed() || *at < self.timer.deadline())
+            {
+                self.timer.as_mut().reset(at);
+            }
+            tokio::select! {
+                changed = self.changes.changed() => match changed {
+                    Ok(()) => waited = true,
+                    Err(_) => return Err(store_replaced()),
+                },
+                () = self.timer.as_mut(), if at.is_some() => {}
+            }
+        }
+    }
+
+    /// Returns an event, and sets when the next heartbeat is due.
+    fn returns(&mut self, event: WatchEvent) -> Watched {
+        self.due = Some(heartbeat_due(self.heartbeat));
+        Watched::Event(event)
     }
 
     /// Returns the id as ThingSpace spells it.
@@ -167,57 +220,6 @@ impl Watch {
         self.hub.hold_snapshot(&devices);
         let devices = Arc::downgrade(&devices);
         self.unfinished = Some(Box::new(Unfinished { snapshot, devices }));
-    }
-
-    async fn wait(&mut self, end: Option<Instant>) -> Result<Watched, Error> {
-        if self.unfinished.is_some() {
-            return Box::pin(self.unfinished()).await.map(Watched::Event);
-        }
-        let tracked = self.tracked().await?;
-        let Some(sent) = self.cursor else {
-            return Ok(Watched::Event(WatchEvent::Snapshot(Snapshot::whole(&tracked))));
-        };
-        let mut waited = false;
-        loop {
-            // Marked as seen before the state is read, so that a later change ends the wait below.
-            self.changes.borrow_and_update();
-            let is_new = match self.progress(&tracked, sent)? {
-                WatchProgress::New => true,
-                WatchProgress::Ended => return Ok(Watched::Final),
-                WatchProgress::Quiet(heartbeat) if self.due.is_none_or(reached) => {
-                    return Ok(Watched::Event(heartbeat));
-                }
-                WatchProgress::Quiet(_) => false,
-            };
-            if is_new {
-                let transitions =
-                    after(&self.hub, &tracked, sent.revision, &mut self.reading).await?;
-                if transitions.as_ref().is_none_or(|transitions| !transitions.is_empty()) {
-                    if let Some(newest) = transitions.iter().flatten().last()
-                        && waited
-                    {
-                        let took = Timestamp::now().duration_since(newest.time);
-                        metrics().watch_delay.record(took.try_into().unwrap_or_default(), &[]);
-                    }
-                    return Ok(Watched::Event(as_event(&tracked, transitions)));
-                }
-            }
-            if end.is_some_and(reached) {
-                return Ok(Watched::TimedOut);
-            }
-            let at = self.due.into_iter().chain(end).min();
-            if let Some(at) = at.filter(|at| self.timer.is_elapsed() || *at < self.timer.deadline())
-            {
-                self.timer.as_mut().reset(at);
-            }
-            tokio::select! {
-                changed = self.changes.changed() => match changed {
-                    Ok(()) => waited = true,
-                    Err(_) => return Err(store_replaced()),
-                },
-                () = self.timer.as_mut(), if at.is_some() => {}
-            }
-        }
     }
 
     /// Returns the snapshot that has been sent in part.

@@ -96,6 +96,7 @@ pub(crate) struct Http2Options {
 pub(crate) struct Connection(Arc<ConnectionInner>);
 
 struct ConnectionInner {
+    options: Arc<Http2Options>,
     peer: Peer,
     certificate: Option<PeerCertificate>,
     /// Cancelled when the server stops.
@@ -199,7 +200,8 @@ impl<S: CallService> Protocol for Http2<S> {
     async fn serve(self, stream: Stream, peer: Peer, stop: CancellationToken) {
         let (closing, closed) = (stop.child_token(), CancellationToken::new());
         let certificate = certificate(&stream);
-        let inner = ConnectionInner { peer, certificate, stop, closing, closed };
+        let options = Arc::clone(&self.options);
+        let inner = ConnectionInner { options, peer, certificate, stop, closing, closed };
         let connection = Connection(Arc::new(inner));
         let handshake = self.builder().handshake::<_, Bytes>(Meter::new(stream));
         match timeout(PREFACE_TIMEOUT, handshake).await {
@@ -241,14 +243,8 @@ impl<S: CallService> Http2<S> {
             tokio::select! {
                 accepted = http2.accept() => match accepted {
                     Some(Ok((request, respond))) => {
-                        let call = call::serve(
-                            request,
-                            respond,
-                            self.service.clone(),
-                            connection.clone(),
-                            Arc::clone(&self.options),
-                        );
-                        tokio::spawn(call);
+                        let service = self.service.clone();
+                        tokio::spawn(call::serve(request, respond, service, connection.clone()));
                     }
                     Some(Err(error)) => {
                         debug!(%error, "a connection broke");

@@ -7,7 +7,6 @@
 use std::{
     future::{pending, poll_fn},
     pin::{Pin, pin},
-    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -21,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tracing::warn;
 
-use super::{CallService, Connection, Http2Options};
+use super::{CallService, Connection};
 use crate::{log_throttle::LogThrottle, telemetry::metrics};
 
 /// How long a peer may take to read a piece of a response before the response ends.
@@ -73,21 +72,29 @@ impl Body for ReceivedBody {
 }
 
 /// Serves a call until its response is sent or its peer resets it.
-///
-/// The request and the rest of the response have a box each. So a response that stays open for long
-/// does not keep the space that its request needed.
 pub(super) fn serve(
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
     service: impl CallService,
     connection: Connection,
-    options: Arc<Http2Options>,
-) -> impl Future<Output = ()> + Send {
-    let begin = Box::pin(begin(request, respond, service, connection, options));
-    async move {
-        if let Some(rest) = begin.await {
-            rest.await;
+) -> Call {
+    Call(Box::pin(begin(request, respond, service, connection)))
+}
+
+/// A call: first [`begin`], then the rest of its response.
+///
+/// Each has a box, which replaces the one before. So a response that stays open for long does not
+/// keep the space that its request needed, and the task of a call is as small as it can be.
+pub(super) struct Call(Pin<Box<dyn Future<Output = Option<Self>> + Send>>);
+
+impl Future for Call {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        while let Some(rest) = ready!(self.0.as_mut().poll(context)) {
+            *self = rest;
         }
+        Poll::Ready(())
     }
 }
 
@@ -97,8 +104,7 @@ async fn begin(
     mut respond: SendResponse<Bytes>,
     service: impl CallService,
     connection: Connection,
-    options: Arc<Http2Options>,
-) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
+) -> Option<Call> {
     let mut request = request.map(ReceivedBody);
     request.extensions_mut().insert(connection.clone());
     let response = tokio::select! {
@@ -108,7 +114,7 @@ async fn begin(
         _ = poll_fn(|context| respond.poll_reset(context)) => return None,
         () = connection.0.closed.cancelled() => {
             // An error says that the connection has ended.
-            let trailers = closed(&options, &connection);
+            let trailers = closed(&connection);
             let _ = respond.send_response(trailers_only(trailers), true);
             return None;
         }
@@ -123,9 +129,12 @@ async fn begin(
     if is_complete {
         return None;
     }
-    let mut response = ResponseStream { stream, body, end, connection, options };
+    let mut response = ResponseStream { stream, body, end, connection };
     // The block borrows the response. A method that takes it would keep its space twice.
-    Some(Box::pin(async move { response.send().await }))
+    Some(Call(Box::pin(async move {
+        response.send().await;
+        None
+    })))
 }
 
 /// A response on its way.
@@ -134,7 +143,6 @@ struct ResponseStream<B> {
     body: B,
     end: Option<ResponseEnd>,
     connection: Connection,
-    options: Arc<Http2Options>,
 }
 
 /// Why no more of a body is sent.
@@ -147,8 +155,7 @@ enum Stopped {
 
 impl<B: Body<Data = Bytes> + Unpin> ResponseStream<B> {
     async fn send(&mut self) {
-        let connection = self.connection.clone();
-        let mut closed = pin!(connection.0.closed.cancelled());
+        let mut closed = pin!(self.connection.0.closed.clone().cancelled_owned());
         // Boxed, because few calls have an end.
         let mut end = self.end.as_ref().map(|end| Box::pin(sleep_until(end.at)));
         let stopped = loop {
@@ -226,7 +233,7 @@ impl<B: Body<Data = Bytes> + Unpin> ResponseStream<B> {
                                 "ended responses that their callers did not read"
                             );
                         }
-                        return Err(Stopped::Trailers(self.options.slow_reader.clone()));
+                        return Err(Stopped::Trailers(self.connection.0.options.slow_reader.clone()));
                     }
                     () = connection.0.closed.cancelled() => return Err(self.closed()),
                 }
@@ -237,7 +244,7 @@ impl<B: Body<Data = Bytes> + Unpin> ResponseStream<B> {
     }
 
     fn closed(&self) -> Stopped {
-        Stopped::Trailers(closed(&self.options, &self.connection))
+        Stopped::Trailers(closed(&self.connection))
     }
 
     fn ended(&self) -> Stopped {
@@ -246,7 +253,8 @@ impl<B: Body<Data = Bytes> + Unpin> ResponseStream<B> {
 }
 
 /// Returns the trailers of a call that has not ended when its connection is closed.
-fn closed(options: &Http2Options, connection: &Connection) -> HeaderMap {
+fn closed(connection: &Connection) -> HeaderMap {
+    let options = &connection.0.options;
     if connection.is_server_stopping() { options.stopped.clone() } else { options.aged.clone() }
 }
 
