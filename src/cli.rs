@@ -212,7 +212,7 @@ With grpc.client_cert = \"required\":
     --key-file client.key")]
 pub struct HealthArgs {
     /// Address of the API, HOST:PORT
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = host_and_port)]
     pub address: String,
     /// Connect with TLS
     #[arg(long)]
@@ -226,6 +226,16 @@ pub struct HealthArgs {
     /// The key of the client certificate (PEM)
     #[arg(long, value_name = "FILE", requires = "cert_file")]
     pub key_file: Option<PathBuf>,
+}
+
+fn host_and_port(text: &str) -> Result<String, String> {
+    let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
+    let is_host = !host.is_empty() && (!host.contains(':') || host.starts_with('['));
+    if is_host && port.parse::<u16>().is_ok_and(|port| port > 0) {
+        Ok(text.to_owned())
+    } else {
+        Err("must be HOST:PORT, for example localhost:50051 or [::1]:50051".to_owned())
+    }
 }
 
 fn loopback(text: &str) -> Result<SocketAddr, String> {
@@ -260,6 +270,19 @@ mod tests {
             assert!(parse(&[arguments, &["--online"]].concat()).is_ok());
         }
         assert!(parse(&[]).is_ok());
+    }
+
+    #[test]
+    fn the_address_of_health_has_a_port() {
+        let parse =
+            |address| Cli::try_parse_from(["thingspace-gateway", "health", "--address", address]);
+        for address in ["localhost:50051", "10.0.0.1:1", "[::1]:50051"] {
+            assert!(parse(address).is_ok(), "{address}");
+        }
+        for address in ["localhost", "localhost:", "localhost:0", "[::1]", "::1:50051", ":50051"] {
+            let error = parse(address).unwrap_err().to_string();
+            assert!(error.contains("must be HOST:PORT"), "{error}");
+        }
     }
 
     #[test]

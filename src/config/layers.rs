@@ -241,8 +241,11 @@ fn check_section<T: DeserializeOwned>(
             continue;
         };
         let expects_list = matches!(valid.get(key), Some(Value { kind: ValueKind::Array(_), .. }));
+        let mismatch = valid.get(key).and_then(|of| kind_mismatch(&of.kind, &value.kind));
         let wrong = if expects_list && !matches!(value.kind, ValueKind::Array(_)) {
             vec![format!("{name}: {key}: is no list; write {key} = [\"…\"] ({origin})")]
+        } else if let Some(mismatch) = mismatch {
+            vec![format!("{name}: {key}: {mismatch} ({origin})")]
         } else {
             check_value::<T>(&valid, key, value, origin, &name)
         };

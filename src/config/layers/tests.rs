@@ -335,6 +335,30 @@ fn nothing_is_converted_silently() {
     assert_eq!(config.thingspace.breaker_failures, 3);
 }
 
+#[test]
+fn a_value_of_the_wrong_type_in_a_section_is_named() {
+    let file = r#"
+        [[credentials]]
+        name = "main"
+        accounts = ["0000123456-00001"]
+        key_file = ["a"]
+        secret_file = ["a", "b"]
+        username_file = 5
+        password_file = { path = "d" }
+        [grpc]
+        listen = ["127.0.0.1:0"]
+    "#;
+    let (_, problems) =
+        merge(Some((Path::new("gateway.toml"), parse_toml(file).unwrap())), &env([]));
+    for key in ["key_file", "secret_file", "username_file", "password_file"] {
+        let expected = format!("credentials #1: {key}: is not text; write it in quotes (");
+        let found = problems.iter().filter(|line| line.starts_with(&expected)).count();
+        assert_eq!(found, 1, "{key}: {problems}");
+    }
+    assert!(problems.iter().any(|line| line.starts_with("grpc.listen: is not text")), "{problems}");
+    assert_eq!(problems.iter().count(), 5, "{problems}");
+}
+
 /// For example, a wrong account does not hide that the files of the credentials are missing.
 #[test]
 fn a_wrong_value_of_credentials_hides_no_other_problem() {
