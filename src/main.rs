@@ -156,7 +156,13 @@ fn run(config: &Config, service: impl AsyncFnOnce(Stop) -> anyhow::Result<()>) -
     raise_file_limit();
     let outcome = runtime.block_on(async { service(Stop::on_signals()?).await });
     if let Err(error) = &outcome {
-        tracing::error!("{error:#}");
+        let ending = format!("the process ends, because of a failure: {error:#}");
+        // The filter may let no line of this module pass, and the cause must not be lost.
+        if tracing::enabled!(tracing::Level::ERROR) {
+            tracing::error!("{ending}");
+        } else {
+            let _ = writeln!(io::stderr(), "{ending}");
+        }
     }
     telemetry.flush();
     runtime.shutdown_timeout(RUNTIME_SHUTDOWN);

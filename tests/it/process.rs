@@ -163,8 +163,12 @@ async fn what_is_taken_is_1() {
     config.grpc.listen = taken.local_addr().unwrap();
     let output = run(serve_command(&config, upstream.dir.path())).await;
     assert_eq!(output.status.code(), Some(1));
-    let address = config.grpc.listen.to_string();
-    assert!(text(&output.stderr).contains(&address), "{}", text(&output.stderr));
+    let cause = format!("because of a failure: cannot listen on {}", config.grpc.listen);
+    assert!(text(&output.stderr).lines().last().unwrap().contains(&cause), "{output:?}");
+    // No filter hides why the process ends.
+    config.telemetry.log_filter = "off".to_owned();
+    let output = run(serve_command(&config, upstream.dir.path())).await;
+    assert!(text(&output.stderr).contains(&cause), "{output:?}");
 
     let config = upstream.config();
     let process = Process::serve(&config, upstream.dir.path());
