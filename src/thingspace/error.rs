@@ -47,12 +47,12 @@ pub enum Error {
     NotConnected { reason: String },
     /// The call may have been executed: a time-out, a reset, a 5xx, an unreadable reply. `reason`
     /// quotes nothing of the reply.
-    #[error("outcome unknown: {reason}")]
+    #[error("no usable answer: {reason}")]
     OutcomeUnknown { reason: String, retry_after: Option<Duration> },
 }
 
 /// The reason of [`Error::NotSent`] if the host's breaker is open.
-pub(super) const BREAKER_OPEN: &str = "ThingSpace does not answer, and is not called for a while";
+pub(super) const BREAKER_OPEN: &str = "calls to ThingSpace failed, and none is sent for a while";
 
 /// A refusal by ThingSpace.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

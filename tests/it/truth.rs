@@ -263,7 +263,7 @@ async fn when_the_store_is_full() {
         state: "store full",
         limited: "new orders are refused: the stream of events holds",
         reason: "STORE_FULL",
-        error: "the store is almost full",
+        error: "the store is full",
         ..WELL
     };
     observed.says(&told).await;
@@ -281,7 +281,7 @@ async fn when_the_disk_of_nats_is_full() {
         state: "disk of NATS full",
         limited: "the NATS servers answer, but do not acknowledge what they should store",
         reason: "STORE_FULL",
-        error: "the store is almost full",
+        error: "the store is full",
         ..WELL
     };
     observed.says(&told).await;

@@ -124,8 +124,8 @@ impl StorageSpace {
         match (&state.shortage, &shortage) {
             (None, Some(why)) => tracing::error!(
                 why,
-                "the store is almost full: new orders are refused. Raise store.nats.max_bytes, or \
-                 give the servers more storage"
+                "the store is full: new orders are refused, and the rest of its room is kept for \
+                 known orders. Raise store.nats.max_bytes, or give the servers more storage"
             ),
             (Some(_), None) => tracing::info!("the store has room again"),
             _ => {}

@@ -117,8 +117,8 @@ impl Committer {
         match (&shortage, was_short) {
             (Some(shortage), false) => tracing::error!(
                 shortage,
-                "the store is nearly full: new orders are refused; free space on its disk or \
-                 enlarge it"
+                "the store is full: new orders are refused, and the rest of its room is kept for \
+                 known orders; free space on its disk or enlarge it"
             ),
             (None, true) => tracing::info!("the store has space for new orders again"),
             _ => {}
