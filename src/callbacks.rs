@@ -15,9 +15,15 @@ mod outcome;
 pub(crate) mod parse;
 pub mod quarantine;
 pub mod registration;
+mod reload;
 pub mod secrets;
 
-use std::{collections::HashMap, fmt::Display, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt::Display,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{
@@ -26,20 +32,22 @@ use http::{
 };
 use http_body_util::Empty;
 use hyper::body::Incoming;
-use jiff::Timestamp;
+
 use secrecy::{ExposeSecret, SecretString};
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, SemaphorePermit},
-    time::{Instant, interval, timeout, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{debug, error, warn};
+use tracing::debug;
 
 use crate::{
+    certificate::Validity,
     config::{CallbacksConfig, Network},
     identity::AccountName,
-    reload::count_reload,
+    lock::lock,
+    reload::UsedVersion,
     requests::Requests,
     server::{
         ListenerOptions, Peer,
@@ -81,9 +89,6 @@ const MAX_STORING: usize = 256;
 /// in the store, at the same time.
 const MAX_DOUBTFUL: usize = 32;
 
-/// How often the pairs are read again.
-const RELOAD_INTERVAL: Duration = Duration::from_secs(30);
-
 /// The listener for callbacks of all accounts. Clones share everything.
 #[derive(Debug, Clone)]
 pub struct Callbacks(Arc<CallbacksInner>);
@@ -98,6 +103,8 @@ struct CallbacksInner {
     bodies: Bodies,
     capacities: HashMap<AccountName, Capacity>,
     counters: OutcomeCounters,
+    /// Why the files of the pair are not in use. `None`: they are, or there are none.
+    pair_problem: Mutex<Option<String>>,
 }
 
 /// How many more callbacks of an account may be handled at once.
@@ -153,6 +160,7 @@ impl Callbacks {
             bodies: Bodies::default(),
             capacities: capacities.collect(),
             counters: OutcomeCounters::new(accounts),
+            pair_problem: Mutex::default(),
         })))
     }
 
@@ -166,9 +174,19 @@ impl Callbacks {
         &self.0.quarantine
     }
 
-    /// Returns when the certificate in use expires; `None` without HTTPS.
-    pub(crate) fn certificate_expires(&self) -> Option<Timestamp> {
-        self.0.tls.as_ref().map(Tls::expires)
+    /// Returns how long the certificate in use is valid; `None` without HTTPS.
+    pub(crate) fn certificate_validity(&self) -> Option<Validity> {
+        self.0.tls.as_ref().map(Tls::validity)
+    }
+
+    /// Returns which version of the certificate is in use; `None` without HTTPS.
+    pub(crate) fn used_certificate(&self) -> Option<UsedVersion> {
+        self.0.tls.as_ref().map(Tls::used)
+    }
+
+    /// Returns why the newest content of the pair's files is not in use. `None`: it is.
+    pub(crate) fn pair_problem(&self) -> Option<String> {
+        lock(&self.0.pair_problem).clone()
     }
 
     /// Returns the number of requests to the listener with this outcome since the start.
@@ -200,34 +218,6 @@ impl Callbacks {
             connections: TaskTracker::new(),
         };
         tokio::join!(http1::serve(options, listener, tls, self, stop), reloading, following);
-    }
-
-    /// Reads the pairs at intervals. Each failure is logged once.
-    async fn reload(self) {
-        let mut tick = interval(RELOAD_INTERVAL);
-        let mut last_failure = None;
-        loop {
-            tick.tick().await;
-            let failed = self.0.secrets.refresh().await.err();
-            let failure = failed.as_ref().map(ToString::to_string);
-            if let (Some(error), true) = (&failure, failure != last_failure) {
-                count_reload("callback_pair", "refused");
-                if let Some(SecretsError::SharedWithUser { .. }) = failed {
-                    error!(
-                        error,
-                        "cannot use the callbacks' pair, and the old one stays in use; correct its \
-                         files"
-                    );
-                } else {
-                    warn!(
-                        error,
-                        "cannot load the callbacks' pairs, and the old ones stay in use; if the \
-                         error names a file, correct it"
-                    );
-                }
-            }
-            last_failure = failure;
-        }
     }
 
     async fn receive(

@@ -8,7 +8,7 @@ mod x509;
 
 use std::{path::Path, time::Duration};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use rustls::{
     Error, RootCertStore,
     crypto::aws_lc_rs::default_provider,
@@ -20,10 +20,9 @@ use crate::{reload::MAX_FILE_BYTES, secret_file};
 pub(crate) use caller::{caller_name, is_caller_name};
 use x509::X509;
 
-/// A certificate should have been replaced when a tenth of its time is left, and at least two weeks
-/// before its expiry if it is valid for longer than 140 days. Short-lived certificates are replaced
-/// after two thirds of their time or earlier.
-const LAST_PART: u32 = 10;
+/// A certificate should have been replaced when a quarter of its time is left, at most two weeks
+/// before its expiry. What renews certificates does so after two thirds of their time or earlier.
+const LAST_PART: u32 = 4;
 const LONGEST_NOTICE: Duration = Duration::from_hours(24 * 14);
 
 /// Occurs in the PEM of every private key with a passphrase, in the traditional format and in
@@ -95,18 +94,31 @@ pub(crate) fn identity(
     Ok((certificates(cert_file, &read(cert_file)?)?, private_key(key_file, &read(key_file)?)?))
 }
 
-/// A certificate that expires within this time should have been replaced.
-const EXPIRY_NOTICE: SignedDuration = SignedDuration::from_hours(24 * 14);
-
-/// Whether a certificate should have been replaced.
-pub(crate) fn expires_soon(expires: Timestamp, now: Timestamp) -> bool {
-    expires.duration_since(now) < EXPIRY_NOTICE
+/// Returns how long a chain can be used. `None`: a certificate cannot be read.
+pub(crate) fn chain_validity(chain: &[CertificateDer<'_>]) -> Option<Validity> {
+    let each =
+        chain.iter().map(|der| X509::parse(der).map(|certificate| Validity::of(&certificate)));
+    each.collect::<Option<Vec<_>>>()?.into_iter().reduce(Validity::and)
 }
 
-/// Returns the earliest expiry in a chain. `None`: a certificate cannot be read.
-pub(crate) fn expires(chain: &[CertificateDer<'_>]) -> Option<Timestamp> {
-    let each = chain.iter().map(|der| X509::parse(der).map(|certificate| certificate.not_after));
-    each.collect::<Option<Vec<_>>>()?.into_iter().min()
+impl Validity {
+    fn of(certificate: &X509) -> Self {
+        let expires = certificate.not_after;
+        let time = expires.duration_since(certificate.not_before).unsigned_abs();
+        Self { expires, overdue: expires - (time / LAST_PART).min(LONGEST_NOTICE) }
+    }
+
+    fn and(self, other: Self) -> Self {
+        let (expires, overdue) = (self.expires.min(other.expires), self.overdue.min(other.overdue));
+        Self { expires, overdue }
+    }
+}
+
+/// Whether a certificate for servers in a file is one of an authority, which clients refuse.
+pub(crate) fn is_authority(file: &Path) -> bool {
+    let first = read(file).and_then(|pem| certificates(file, &pem));
+    let first = first.ok().and_then(|chain| X509::parse(chain.first()?));
+    first.is_some_and(|certificate| certificate.is_authority)
 }
 
 /// Checks that a file holds a chain that can be used at `now`.
@@ -218,11 +230,8 @@ fn validity(file: &Path, chain: &[CertificateDer<'_>], now: Timestamp) -> Result
             Some(X509 { not_before, .. }) if now < not_before => {
                 format!("a certificate that is not valid before {not_before:.0}")
             }
-            Some(X509 { not_before, not_after, .. }) => {
-                let time = not_after.duration_since(not_before).unsigned_abs();
-                let overdue = not_after - (time / LAST_PART).min(LONGEST_NOTICE);
-                all.expires = all.expires.min(not_after);
-                all.overdue = all.overdue.min(overdue);
+            Some(certificate) => {
+                all = all.and(Validity::of(&certificate));
                 continue;
             }
         };

@@ -9,6 +9,7 @@ mod authenticate;
 mod authorize;
 mod class;
 mod convert;
+mod counts;
 mod deadline;
 mod fragment;
 mod gate;
@@ -59,6 +60,7 @@ pub(crate) fn layers(
     limits: Limits,
     receive_timeout: Duration,
 ) -> impl CallService {
+    counts::start();
     let service = Middleware::new(routes);
     let service = Receive::new(service, receive_timeout);
     let service = Authorize::new(service, authenticator.clone());

@@ -3,6 +3,8 @@
 //! Files that cannot be used never replace the value in use. The log says so once for each change,
 //! and says when the files can be used again.
 
+mod watched;
+
 use std::{
     fmt,
     future::pending,
@@ -17,10 +19,8 @@ use secrecy::zeroize::Zeroizing;
 use tokio::{task::spawn_blocking, time::sleep};
 use tracing::{info, warn};
 
-use crate::{
-    lock, secret_file,
-    telemetry::{attribute, metrics, names},
-};
+use crate::{lock, secret_file};
+pub(crate) use watched::{REFUSED, USED, WatchedFiles, count_reload, refused_files};
 
 /// How often files are read. Kubernetes updates mounted files within about a minute.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -36,8 +36,7 @@ type Make<T> = dyn Fn(&[Zeroizing<Vec<u8>>]) -> Result<T, String> + Send + Sync;
 
 /// A value that follows its files.
 pub(crate) struct Reloaded<T> {
-    /// What the files are, for metrics.
-    name: &'static str,
+    watched: WatchedFiles,
     files: Vec<PathBuf>,
     make: Arc<Make<T>>,
     state: RwLock<ReloadedState<T>>,
@@ -68,7 +67,7 @@ impl<T> fmt::Debug for Reloaded<T> {
 }
 
 impl<T: Send + Sync + 'static> Reloaded<T> {
-    /// Reads the files for the first time.
+    /// Reads the files for the first time. `name` says in metrics what they are.
     pub(crate) async fn load(
         name: &'static str,
         files: Vec<PathBuf>,
@@ -77,7 +76,8 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
         let make: Arc<Make<T>> = Arc::new(make);
         let state = read(files.clone(), Arc::clone(&make), None).await?;
         let state = RwLock::new(state.expect("no content is in use yet"));
-        Ok(Self { name, files, make, state, problem: Mutex::default() })
+        let watched = WatchedFiles::new(name);
+        Ok(Self { watched, files, make, state, problem: Mutex::default() })
     }
 
     /// Reads a file for the first time. An error of `make` completes "FILE …".
@@ -114,13 +114,13 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
             match self.refresh().await {
                 Err(why) => {
                     if last_failure.as_ref() != Some(&why) {
-                        count_reload(self.name, "refused");
+                        count_reload(self.watched.kind, REFUSED);
                         warn!("the last content stays in use: {why}");
                     }
                     last_failure = Some(why);
                 }
                 Ok(true) => {
-                    count_reload(self.name, "used");
+                    count_reload(self.watched.kind, USED);
                     info!(files = ?self.files, "the new content of these files is in use");
                     last_failure = None;
                 }
@@ -139,6 +139,7 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
         let in_use = lock::read(&self.state).digest;
         let new = read(self.files.clone(), Arc::clone(&self.make), Some(in_use)).await;
         *lock::lock(&self.problem) = new.as_ref().err().cloned();
+        self.watched.set_refused(new.is_err());
         let new = new?;
         let is_new = new.is_some();
         if let Some(new) = new {
@@ -146,12 +147,6 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
         }
         Ok(is_new)
     }
-}
-
-/// Counts files whose new content came into use or was refused.
-pub(crate) fn count_reload(files: &'static str, outcome: &'static str) {
-    let attributes = [attribute(names::FILES, files), attribute(names::OUTCOME, outcome)];
-    metrics().reloads.add(&attributes);
 }
 
 /// Reads the files. Returns `None` if their digest is that of the content in use.

@@ -56,6 +56,7 @@ use crate::{
 };
 use called_back::MAX_SPELLING_LOOKUPS;
 use hub::{Attached, ClosedLimits, FinishedBy, Hub, PollHint, Tracked};
+use inspect::ages::LastAges;
 use orders::{OpenDeviceLimits, Orders, resolve::Resolver};
 use query::{
     poller::Poller,
@@ -114,6 +115,7 @@ pub struct Requests {
     /// Callbacks for unknown requests since the start.
     stray_callbacks: Arc<AtomicU64>,
     spelling_lookups: Arc<Semaphore>,
+    last_ages: LastAges,
     min_age: Duration,
     heartbeat: Duration,
     retention: Duration,
@@ -199,6 +201,7 @@ impl Requests {
             token_key: Arc::default(),
             stray_callbacks: Arc::default(),
             spelling_lookups: Arc::new(Semaphore::new(MAX_SPELLING_LOOKUPS)),
+            last_ages: LastAges::default(),
             min_age: polling.min_age,
             heartbeat: config.grpc.heartbeat,
             retention: config.store.retention,
@@ -238,7 +241,7 @@ impl Requests {
     /// Returns the counts for `status`.
     pub fn overview(&self) -> Overview {
         Overview {
-            open_requests: self.hub.open_requests().len(),
+            open_requests: self.hub.open_count(),
             open_devices: self.hub.open_devices(),
             finished_by_callback: self.hub.finished(FinishedBy::Callback),
             finished_by_poll: self.hub.finished(FinishedBy::Poll),

@@ -11,7 +11,7 @@ use http::{Request, StatusCode, Uri, header};
 use http_body_util::Empty;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use jiff::Timestamp;
+
 use rustls::{
     ClientConfig, RootCertStore, crypto::aws_lc_rs::default_provider, pki_types::ServerName,
 };
@@ -23,7 +23,10 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tower::{Service, service_fn};
 
-use crate::{certificate, config::url::Url};
+use crate::{
+    certificate::{self, Validity},
+    config::url::Url,
+};
 
 /// Returns a connector to the host and port of a URL. `ca_file` names the authorities that sign the
 /// server's certificate (PEM); `None`: those of the system. `identity` names the files of a client
@@ -55,8 +58,8 @@ pub(crate) fn connector(
 #[derive(Debug)]
 pub(crate) struct WebAnswer {
     pub(crate) status: StatusCode,
-    /// The earliest expiry of the server's certificates. `None` without TLS.
-    pub(crate) certificate_expires: Option<Timestamp>,
+    /// How long the server's certificates are valid. `None` without TLS.
+    pub(crate) certificate: Option<Validity>,
 }
 
 /// Sends a GET request without a body to the host of a URL. The server's certificate must be signed
@@ -75,14 +78,14 @@ async fn get_in_time(url: &Url, path: &str) -> Result<WebAnswer, String> {
     let tcp = tcp.map_err(|error| format!("no connection: {error}"))?;
     if url.scheme == "http" {
         let status = ask(tcp, url, path).await?;
-        return Ok(WebAnswer { status, certificate_expires: None });
+        return Ok(WebAnswer { status, certificate: None });
     }
     let config = tls_config(None, None, b"http/1.1").map_err(|error| error.to_string())?;
     let name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;
     let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await;
     let tls = tls.map_err(|error| format!("no TLS connection: {error}"))?;
-    let certificate_expires = tls.get_ref().1.peer_certificates().and_then(certificate::expires);
-    Ok(WebAnswer { status: ask(tls, url, path).await?, certificate_expires })
+    let certificate = tls.get_ref().1.peer_certificates().and_then(certificate::chain_validity);
+    Ok(WebAnswer { status: ask(tls, url, path).await?, certificate })
 }
 
 async fn ask(

@@ -280,18 +280,11 @@ impl Page {
         self.section("ThingSpace", "", |page| {
             page.text("<table>");
             for host in &status.hosts {
-                let state = match host.left_alone_ms {
-                    None => "calls are sent".to_owned(),
-                    Some(wait) => {
-                        format!(
-                            "does not answer; next call in {} s at the earliest",
-                            wait.div_ceil(1_000)
-                        )
-                    }
-                };
-                let value =
-                    format!("{} {}", chip(host.left_alone_ms.is_none(), "down"), Text(&state));
-                page.row(&host.host, value);
+                let bad = if host.left_alone_ms.is_some() { "down" } else { "look" };
+                page.row(
+                    &host.host,
+                    format_args!("{} {}", chip(host.is_well(), bad), Text(&host.state())),
+                );
             }
             page.text("</table>");
         });

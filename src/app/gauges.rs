@@ -18,10 +18,15 @@ use crate::{
         Callbacks,
         registration::{Registrar, RegistrationState},
     },
+    certificate::Validity,
     control::GatewayParts,
     identity::AccountName,
     lock::lock,
-    requests::{StoreState, inspect::OpenRequest},
+    reload::refused_files,
+    requests::{
+        StoreState,
+        inspect::ages::{AGES, OpenByAge},
+    },
     store::StoreMeasures,
     telemetry::{
         attribute,
@@ -37,18 +42,6 @@ const FRESH: Duration = Duration::from_millis(250);
 /// How long a scrape waits for the store, which is asked about the unknown orders.
 const STORE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The classes of ages of open requests: the longest age of each, and its name.
-const AGES: [(Duration, &str); 5] = [
-    (Duration::from_mins(1), "1m"),
-    (Duration::from_mins(10), "10m"),
-    (Duration::from_hours(1), "1h"),
-    (Duration::from_hours(24), "1d"),
-    (Duration::MAX, "older"),
-];
-
-/// The states of a registration.
-const REGISTRATIONS: [&str; 4] = ["registered", "deregistered", "failing", "unchecked"];
-
 /// Everything that gauges show.
 #[derive(Debug)]
 struct Snapshot {
@@ -59,21 +52,14 @@ struct Snapshot {
     lag: Option<u64>,
     unreadable_logs: usize,
     unknown_orders: Option<usize>,
-    open: HashMap<AccountName, OpenRequests>,
+    open: HashMap<AccountName, OpenByAge>,
     poll_backlog: usize,
     logins: Vec<LoginMeasures>,
     hosts: Vec<HostHealth>,
     silences: Vec<(AccountName, Duration)>,
     registrations: Vec<(AccountName, &'static str)>,
-    certificates: Vec<(&'static str, Timestamp)>,
-}
-
-/// The open requests of an account, by the classes of [`AGES`].
-#[derive(Debug, Default)]
-struct OpenRequests {
-    requests: [usize; AGES.len()],
-    devices: [usize; AGES.len()],
-    oldest: Duration,
+    certificates: Vec<(&'static str, Validity)>,
+    refused_files: Vec<(&'static str, usize)>,
 }
 
 /// Reads the snapshots.
@@ -120,7 +106,7 @@ pub(super) fn observe_all(parts: GatewayParts) {
     });
     gauge(&names::POLL_BACKLOG, |now, observe| observe(number(now.poll_backlog), &[]));
     gauge(&names::BREAKER_OPEN, |now, observe| {
-        for HostHealth { host, open_for } in &now.hosts {
+        for HostHealth { host, open_for, .. } in &now.hosts {
             observe(flag(open_for.is_some()), &[attribute(names::HOST, host.clone())]);
         }
     });
@@ -152,16 +138,21 @@ pub(super) fn observe_all(parts: GatewayParts) {
     });
     gauge(&names::REGISTRATION_STATE, |now, observe| {
         for (account, state) in &now.registrations {
-            for name in REGISTRATIONS {
+            for name in RegistrationState::NAMES {
                 let attributes = [of(account), attribute(names::STATE, name)];
                 observe(flag(*state == name), &attributes);
             }
         }
     });
     gauge(&names::CERTIFICATE_REMAINING, |now, observe| {
-        for (listener, expires) in &now.certificates {
-            let remaining = expires.duration_since(Timestamp::now()).as_secs_f64();
-            observe(remaining, &[attribute(names::LISTENER, *listener)]);
+        certificates(now, |validity| validity.expires, observe);
+    });
+    gauge(&names::CERTIFICATE_RENEWAL, |now, observe| {
+        certificates(now, |validity| validity.overdue, observe);
+    });
+    gauge(&names::FILES_REFUSED, |now, observe| {
+        for (kind, count) in &now.refused_files {
+            observe(number(*count), &[attribute(names::FILES, *kind)]);
         }
     });
 }
@@ -189,11 +180,11 @@ impl Reader {
         let (store, lag) = requests.store_measures();
         let states = registration.as_ref().map(Registrar::states);
         let registrations = states.iter().flat_map(|states| {
-            let state = |account: &AccountName| registration_state(states.get(account));
+            let state = |account: &AccountName| RegistrationState::name(states.get(account));
             client.accounts().map(move |account| (account.clone(), state(account)))
         });
-        let grpc = tls.as_ref().map(|tls| ("grpc", tls.expires()));
-        let callbacks_certificate = callbacks.as_ref().and_then(Callbacks::certificate_expires);
+        let grpc = tls.as_ref().map(|tls| ("grpc", tls.validity()));
+        let callbacks_certificate = callbacks.as_ref().and_then(Callbacks::certificate_validity);
         Snapshot {
             ready: !drain.is_cancelled() && self.parts.waits_for().is_none(),
             store_usable: requests.is_store_usable(),
@@ -210,47 +201,28 @@ impl Reader {
             registrations: registrations.collect(),
             certificates: grpc
                 .into_iter()
-                .chain(callbacks_certificate.map(|expires| ("callbacks", expires)))
+                .chain(callbacks_certificate.map(|validity| ("callbacks", validity)))
                 .collect(),
+            refused_files: refused_files(),
         }
     }
 
     /// Returns the open requests of every configured account. Requests of other accounts are from
     /// an earlier configuration and are not polled.
-    fn open(&self) -> HashMap<AccountName, OpenRequests> {
-        let mut open: HashMap<AccountName, OpenRequests> = self
-            .parts
-            .client
-            .accounts()
-            .map(|name| (name.clone(), OpenRequests::default()))
-            .collect();
-        for OpenRequest { account, age, devices } in self.parts.requests.open_requests() {
-            let Some(open) = account.and_then(|account| open.get_mut(&account)) else { continue };
-            let class = AGES.iter().position(|(longest, _)| age <= *longest).unwrap_or_default();
-            open.requests[class] += 1;
-            open.devices[class] += devices;
-            open.oldest = open.oldest.max(age);
-        }
-        open
-    }
-}
-
-fn registration_state(state: Option<&RegistrationState>) -> &'static str {
-    match state {
-        Some(RegistrationState::Registered) => "registered",
-        Some(RegistrationState::Deregistered) => "deregistered",
-        Some(RegistrationState::Failing(_)) => "failing",
-        None => "unchecked",
+    fn open(&self) -> HashMap<AccountName, OpenByAge> {
+        let open = self.parts.requests.open_by_account();
+        let of = |name: &AccountName| open.get(&Some(name.clone())).cloned().unwrap_or_default();
+        self.parts.client.accounts().map(|name| (name.clone(), of(name))).collect()
     }
 }
 
 fn by_age(
     now: &Snapshot,
-    select: fn(&OpenRequests) -> [usize; AGES.len()],
+    select: fn(&OpenByAge) -> [usize; AGES.len()],
     observe: &mut Observer<'_>,
 ) {
     for (account, open) in &now.open {
-        for ((_, age), count) in AGES.iter().zip(select(open)) {
+        for ((_, age, _), count) in AGES.iter().zip(select(open)) {
             observe(number(count), &[of(account), attribute(names::AGE, *age)]);
         }
     }
@@ -268,6 +240,13 @@ fn tokens(
                 observe(time.as_secs_f64(), &attributes);
             }
         }
+    }
+}
+
+fn certificates(now: &Snapshot, select: fn(&Validity) -> Timestamp, observe: &mut Observer<'_>) {
+    for (listener, validity) in &now.certificates {
+        let left = select(validity).duration_since(Timestamp::now()).as_secs_f64();
+        observe(left, &[attribute(names::LISTENER, *listener)]);
     }
 }
 

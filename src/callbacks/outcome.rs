@@ -14,6 +14,7 @@ use std::{
 };
 
 use http::StatusCode;
+use opentelemetry::KeyValue;
 use tracing::{debug, warn};
 
 use crate::{
@@ -57,6 +58,15 @@ const OUTCOMES: [(CallbackOutcome, &str, StatusCode); 11] = [
     (CallbackOutcome::TooMany, "too_many", StatusCode::SERVICE_UNAVAILABLE),
     (CallbackOutcome::NotKept, "not_kept", StatusCode::SERVICE_UNAVAILABLE),
     (CallbackOutcome::NotStored, "not_stored", StatusCode::SERVICE_UNAVAILABLE),
+];
+
+/// The outcomes that metrics show with 0 from the start for each account, so that the first one is
+/// an increase. The others occur only with wrong or hostile senders.
+const STARTED: [CallbackOutcome; 4] = [
+    CallbackOutcome::Stored,
+    CallbackOutcome::Quarantined,
+    CallbackOutcome::WrongPair,
+    CallbackOutcome::NotStored,
 ];
 
 impl CallbackOutcome {
@@ -113,6 +123,12 @@ impl OutcomeCounters {
     pub(super) fn new(accounts: &[AccountName]) -> Self {
         let now = Instant::now();
         let stored = accounts.iter().map(|account| (account.clone(), now)).collect();
+        for outcome in STARTED {
+            for account in accounts {
+                metrics().callbacks.start(&count_attributes(outcome, Some(account)));
+            }
+        }
+        metrics().callbacks.start(&count_attributes(CallbackOutcome::UnknownPath, None));
         Self { outcomes: Default::default(), stored: Mutex::new(stored) }
     }
 
@@ -137,9 +153,7 @@ impl OutcomeCounters {
         count.fetch_add(1, Ordering::Relaxed);
         let named = attribute(names::OUTCOME, outcome.name());
         metrics().callback_duration.record(began.elapsed(), slice::from_ref(&named));
-        let account_named = account.map(|account| attribute(names::ACCOUNT, account.to_string()));
-        let attributes: Vec<_> = account_named.into_iter().chain([named]).collect();
-        metrics().callbacks.add(&attributes);
+        metrics().callbacks.add(&count_attributes(outcome, account));
         if outcome == CallbackOutcome::Stored {
             if let Some(account) = account {
                 lock(&self.stored).insert(account.clone(), Instant::now());
@@ -154,6 +168,11 @@ impl OutcomeCounters {
             debug!(account, times, ?outcome, "refused requests to the callbacks' listener");
         }
     }
+}
+
+fn count_attributes(outcome: CallbackOutcome, account: Option<&AccountName>) -> Vec<KeyValue> {
+    let account = account.map(|account| attribute(names::ACCOUNT, account.to_string()));
+    account.into_iter().chain([attribute(names::OUTCOME, outcome.name())]).collect()
 }
 
 #[cfg(test)]

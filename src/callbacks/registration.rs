@@ -95,8 +95,59 @@ pub enum RegistrationState {
     Registered,
     /// An operator deregistered the account.
     Deregistered,
-    /// Why the registration is missing, wrong or unknown.
+    /// Why the registration is missing or wrong.
     Failing(String),
+    /// The last check failed. The registration may be right.
+    CheckFailing {
+        /// Why the check failed.
+        why: String,
+        /// Whether the last check that did not fail found the right registration.
+        was_registered: bool,
+    },
+}
+
+/// The name of the state of an account whose registration was not checked yet.
+const UNCHECKED: &str = "unchecked";
+
+impl RegistrationState {
+    /// The names of all states in metrics.
+    pub(crate) const NAMES: [&str; 5] =
+        ["registered", "deregistered", "failing", "check_failing", UNCHECKED];
+
+    /// Returns the name of a state in metrics. `None`: it was not checked yet.
+    pub(crate) fn name(state: Option<&Self>) -> &'static str {
+        match state {
+            Some(Self::Registered) => "registered",
+            Some(Self::Deregistered) => "deregistered",
+            Some(Self::Failing(_)) => "failing",
+            Some(Self::CheckFailing { .. }) => "check_failing",
+            None => UNCHECKED,
+        }
+    }
+
+    /// Returns the state after an operation, from the state before it.
+    fn after(result: &RegistrationResult, before: Option<&Self>) -> Self {
+        match (result, before) {
+            (Ok(RegistrationOutcome::RotatedOnly | RegistrationOutcome::Deregistered), _) => {
+                Self::Deregistered
+            }
+            (Ok(_), _) => Self::Registered,
+            // What was wrong before is probably still wrong.
+            (Err(error), Some(before @ (Self::Failing(_) | Self::Deregistered)))
+                if error.leaves_it_unknown() =>
+            {
+                before.clone()
+            }
+            (Err(error), before) if error.leaves_it_unknown() => Self::CheckFailing {
+                why: error.to_string(),
+                was_registered: matches!(
+                    before,
+                    Some(Self::Registered | Self::CheckFailing { was_registered: true, .. })
+                ),
+            },
+            (Err(error), _) => Self::Failing(error.to_string()),
+        }
+    }
 }
 
 impl fmt::Display for RegistrationState {
@@ -105,6 +156,12 @@ impl fmt::Display for RegistrationState {
             Self::Registered => f.write_str("registered"),
             Self::Deregistered => f.write_str("deregistered by an operator"),
             Self::Failing(why) => f.write_str(why),
+            Self::CheckFailing { why, was_registered: true } => {
+                write!(f, "registered when it was last checked, but now the check fails: {why}")
+            }
+            Self::CheckFailing { why, was_registered: false } => {
+                write!(f, "not known, because the check fails: {why}")
+            }
         }
     }
 }
@@ -118,6 +175,9 @@ pub struct ListedRegistration {
     pub host: String,
     /// Whether the URL is this gateway's.
     pub ours: bool,
+    /// Whether the URL is below this gateway's `public_url` and has an unknown path secret: another
+    /// gateway has the same address, or the store was lost.
+    pub same_address: bool,
 }
 
 impl Registrar {
@@ -198,6 +258,7 @@ impl Registrar {
             ListedRegistration {
                 host: address::host(&registration.url),
                 ours: matches!(owner, UrlOwner::Ours | UrlOwner::OursBefore),
+                same_address: owner == UrlOwner::SameAddress,
                 service: registration.service,
             }
         });
@@ -253,14 +314,10 @@ impl Registrar {
         });
         let operation = async move {
             let outcome = operation.await;
-            let state = match &outcome {
-                Ok(RegistrationOutcome::RotatedOnly | RegistrationOutcome::Deregistered) => {
-                    RegistrationState::Deregistered
-                }
-                Ok(_) => RegistrationState::Registered,
-                Err(error) => RegistrationState::Failing(error.to_string()),
-            };
-            lock(&shared.states).insert(account, state);
+            let mut states = lock(&shared.states);
+            let state = RegistrationState::after(&outcome, states.get(&account));
+            states.insert(account, state);
+            drop(states);
             outcome
         };
         self.0.tasks.spawn(operation).await.unwrap_or(Err(RegistrationError::Panicked))

@@ -74,6 +74,16 @@ pub enum SecretsError {
     NotConfigured(AccountName),
 }
 
+impl SecretsError {
+    /// Whether the content of a file is refused. The store may fail as well.
+    pub(super) fn is_about_files(&self) -> bool {
+        match self {
+            Self::Files(_) | Self::SharedWithUser { .. } => true,
+            Self::Store(_) | Self::NotConfigured(_) => false,
+        }
+    }
+}
+
 /// The secrets of all accounts. Clones share everything.
 #[derive(Clone)]
 pub struct CallbackSecrets(Arc<SecretsInner>);

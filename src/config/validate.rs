@@ -113,6 +113,9 @@ pub(super) fn warnings(config: &Config) -> Problems {
         ));
     }
     warnings.front_door_warnings(config);
+    if config.callbacks.enabled {
+        warnings.authority_as_server("callbacks.tls_cert_file", config.callbacks.tls());
+    }
     warnings
 }
 
@@ -325,6 +328,18 @@ impl Problems {
         check: impl Fn(&Path) -> Result<T, String>,
     ) {
         self.check(key, check(path).map_err(|what| secret_file::problem(path, &what)));
+    }
+
+    /// Warns about a server's certificate that is one of an authority.
+    fn authority_as_server(&mut self, key: &str, files: Option<(&Path, &Path)>) {
+        if let Some((cert, _)) = files.filter(|(cert, _)| certificate::is_authority(cert)) {
+            self.push(format!(
+                "{key}: {} begins with a certificate of an authority (basic constraints CA:TRUE), \
+                 which many clients refuse as that of a server; issue one for the server with it \
+                 (CA:FALSE)",
+                cert.display()
+            ));
+        }
     }
 
     /// Checks a certificate chain and its private key. A problem names the configuration key of the

@@ -50,6 +50,9 @@ pub(super) struct RegistrationItem {
     pub(super) host: String,
     /// Whether the URL leads to this gateway.
     pub(super) ours: bool,
+    /// Whether the URL has this gateway's address and a path secret that its store does not know.
+    #[serde(default)]
+    pub(super) same_address: bool,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -120,6 +123,7 @@ async fn registrations(
         service: listed.service,
         host: listed.host,
         ours: listed.ours,
+        same_address: listed.same_address,
     };
     let registrations = listed.into_iter().map(item).collect();
     Ok(AccountRegistrations { account: account.to_string(), registrations })
@@ -222,7 +226,7 @@ fn to_error(account: &AccountName, error: &RegistrationError) -> CommandError {
         RegistrationError::NotConfigured(_) => StatusCode::NOT_FOUND,
         RegistrationError::Taken { .. } | RegistrationError::Stopped(_) => StatusCode::CONFLICT,
         RegistrationError::NotListed { .. } => StatusCode::BAD_GATEWAY,
-        RegistrationError::ThingSpace(error) => {
+        RegistrationError::ThingSpace(error) | RegistrationError::NotListable(error) => {
             let message = format_args!("account {account}, at ThingSpace: {error}");
             return CommandError::new(StatusCode::BAD_GATEWAY, &message);
         }

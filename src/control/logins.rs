@@ -14,7 +14,9 @@ use super::{
 };
 use crate::{
     telemetry::AuditEntry,
-    thingspace::{Error, LoginHealth, UnblockMode, UnblockOutcome, UnblockRefusal, Unblocked},
+    thingspace::{
+        Error, LoginHealth, LoginState, UnblockMode, UnblockOutcome, UnblockRefusal, Unblocked,
+    },
 };
 
 const UNBLOCK: &str = "/v1/credentials/{name}/unblock";
@@ -31,6 +33,11 @@ pub(crate) struct LoginStatus {
     pub(crate) healthy: bool,
     /// The state in one sentence.
     pub(crate) standing: String,
+    #[serde(default)]
+    pub(crate) state: LoginState,
+    /// Whether calls have tokens, which work until they expire or ThingSpace ends the session.
+    #[serde(default)]
+    pub(crate) has_tokens: bool,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -58,8 +65,9 @@ pub(super) fn routes() -> Router<GatewayParts> {
 
 pub(super) fn logins(parts: &GatewayParts) -> Vec<LoginStatus> {
     let logins = parts.client.login_health().map(|(name, health)| {
-        let LoginHealth { healthy, sentence, .. } = health.borrow().clone();
-        LoginStatus { credentials: name.to_owned(), healthy, standing: sentence }
+        let LoginHealth { healthy, sentence, state, has_tokens } = health.borrow().clone();
+        let credentials = name.to_owned();
+        LoginStatus { credentials, healthy, standing: sentence, state, has_tokens }
     });
     logins.collect()
 }

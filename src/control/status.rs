@@ -1,5 +1,6 @@
 //! `status`: the state of the gateway. The page `/status` shows the same.
 
+mod hosts;
 pub(crate) mod issues;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
@@ -16,14 +17,13 @@ use super::{
     store::{self, StoreStatus},
 };
 use crate::{
-    callbacks::{CallbackOutcome, Callbacks},
-    identity::AccountName,
+    callbacks::{CallbackOutcome, Callbacks, registration::RegistrationState},
     reload::UsedVersion,
-    requests::inspect::OpenAge,
+    requests::inspect::ages::OpenAge,
     server::tls::Tls,
     telemetry::recent_errors::{self, RecentError},
-    thingspace::HostHealth,
 };
+pub(crate) use hosts::HostStatus;
 use issues::Issue;
 
 pub(crate) const PATH: &str = "/v1/status";
@@ -93,7 +93,8 @@ pub(crate) struct StatusResponse {
     /// The open connections of the API.
     #[serde(default)]
     pub(crate) connections: usize,
-    /// The files and URLs with which callers are authenticated, by their configuration keys.
+    /// The files and URLs with which callers are authenticated, and the certificates of the
+    /// listeners, by their configuration keys.
     #[serde(default)]
     pub(crate) caller_credentials: BTreeMap<String, CallerCredentials>,
     /// Whether the file with static tokens has none.
@@ -107,15 +108,24 @@ pub(crate) struct StatusResponse {
     pub(crate) takes_callbacks: bool,
     /// When the certificate of the listener for callbacks expires. `None`: it has none.
     pub(crate) callbacks_certificate_expires: Option<Timestamp>,
+    /// The configuration keys of the certificates that should have been replaced.
+    #[serde(default)]
+    pub(crate) overdue_certificates: Vec<String>,
     /// The number of requests to the listener for callbacks, by outcome, without zeros.
     #[serde(default)]
     pub(crate) callbacks: BTreeMap<String, u64>,
+    /// Why the newest files of the callbacks' user name and password are not in use.
+    #[serde(default)]
+    pub(crate) callback_pair_problem: Option<String>,
     /// Callbacks that were removed from the quarantine to make room for others.
     #[serde(default)]
     pub(crate) quarantine_evicted: u64,
     /// The state of the registration of each account, if callbacks have a public URL.
     #[serde(default)]
     pub(crate) registrations: BTreeMap<String, String>,
+    /// The same with the names of the states in metrics.
+    #[serde(default)]
+    pub(crate) registration_states: BTreeMap<String, String>,
 }
 
 /// Which version of the credentials of callers is in use.
@@ -140,14 +150,6 @@ pub(crate) struct UnreadableLog {
     pub(crate) why: String,
 }
 
-/// A host of ThingSpace.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct HostStatus {
-    pub(crate) host: String,
-    /// The time until the breaker allows a call. `None`: the breaker is closed.
-    pub(crate) left_alone_ms: Option<u64>,
-}
-
 pub(crate) fn routes() -> Router<GatewayParts> {
     Router::new().route(PATH, get(status))
 }
@@ -164,14 +166,14 @@ pub(crate) async fn read(parts: &GatewayParts) -> StatusResponse {
     let overview = requests.overview();
     let draining = parts.drain.is_cancelled();
     let waits_for = if draining { Some("draining".to_owned()) } else { parts.waits_for() };
-    let host = |HostHealth { host, open_for }| HostStatus {
-        host,
-        left_alone_ms: open_for.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
-    };
+
     // Of a store that does not answer, the rest is still shown.
     let unknown = timeout(STORE_ANSWER, requests.unknown_orders()).await;
     let unknown = unknown.ok().and_then(Result::ok);
     let shown = unknown.iter().flatten().take(SHOWN_ORDERS).cloned();
+    let now = Timestamp::now();
+    let grpc_certificate = parts.tls.as_ref().map(Tls::validity);
+    let callbacks_certificate = callbacks.and_then(Callbacks::certificate_validity);
     let mut status = StatusResponse {
         issues: Vec::new(),
         started: parts.started,
@@ -198,23 +200,37 @@ pub(crate) async fn read(parts: &GatewayParts) -> StatusResponse {
         finished_by_poll: overview.finished_by_poll,
         stray_callbacks: overview.stray_callbacks,
         logins: logins::logins(parts),
-        hosts: client.hosts().into_iter().map(host).collect(),
+        hosts: client.hosts().into_iter().map(HostStatus::from).collect(),
         connections: parts.connections.len(),
         caller_credentials: caller_credentials(parts),
         lacks_tokens: parts.callers.lacks_tokens(),
-        grpc_certificate_expires: parts.tls.as_ref().map(Tls::expires),
-        callbacks_certificate_expires: callbacks.and_then(Callbacks::certificate_expires),
+        grpc_certificate_expires: grpc_certificate.map(|validity| validity.expires),
+        callbacks_certificate_expires: callbacks_certificate.map(|validity| validity.expires),
+        overdue_certificates: [
+            (issues::GRPC_CERTIFICATE, grpc_certificate),
+            (issues::CALLBACKS_CERTIFICATE, callbacks_certificate),
+        ]
+        .into_iter()
+        .filter(|(_, validity)| validity.is_some_and(|validity| validity.overdue < now))
+        .map(|(key, _)| key.to_owned())
+        .collect(),
         callbacks: callbacks.map(outcomes).unwrap_or_default(),
+        callback_pair_problem: callbacks.and_then(Callbacks::pair_problem),
         quarantine_evicted: callbacks.map_or(0, |callbacks| callbacks.quarantine().evicted()),
-        registrations: registrations(parts),
+        registrations: registrations(parts, standing),
+        registration_states: registrations(parts, |state| {
+            RegistrationState::name(state).to_owned()
+        }),
     };
-    status.issues = issues::issues(&status, Timestamp::now());
+    status.issues = issues::issues(&status);
     status
 }
 
 fn caller_credentials(parts: &GatewayParts) -> BTreeMap<String, CallerCredentials> {
     let tls = parts.tls.as_ref().map(|tls| (issues::GRPC_CERTIFICATE, tls.used()));
-    let used = parts.callers.used().into_iter().chain(tls);
+    let callbacks = parts.callbacks.as_ref().and_then(Callbacks::used_certificate);
+    let callbacks = callbacks.map(|used| (issues::CALLBACKS_CERTIFICATE, used));
+    let used = parts.callers.used().into_iter().chain(tls).chain(callbacks);
     used.map(|(key, used)| (key.to_owned(), used.into())).collect()
 }
 
@@ -224,14 +240,19 @@ fn outcomes(callbacks: &Callbacks) -> BTreeMap<String, u64> {
     counts.filter(|(_, count)| *count > 0).collect()
 }
 
-fn registrations(parts: &GatewayParts) -> BTreeMap<String, String> {
+/// Returns what `text` says about the registration of each account.
+fn registrations(
+    parts: &GatewayParts,
+    text: impl Fn(Option<&RegistrationState>) -> String,
+) -> BTreeMap<String, String> {
     let (Some(callbacks), Some(registration)) = (&parts.callbacks, &parts.registration) else {
         return BTreeMap::new();
     };
     let states = registration.states();
-    let state = |account: &AccountName| {
-        states.get(account).map_or_else(|| "not checked yet".to_owned(), ToString::to_string)
-    };
     let accounts = callbacks.secrets().accounts();
-    accounts.map(|account| (account.to_string(), state(account))).collect()
+    accounts.map(|account| (account.to_string(), text(states.get(account)))).collect()
+}
+
+fn standing(state: Option<&RegistrationState>) -> String {
+    state.map_or_else(|| "not checked yet".to_owned(), ToString::to_string)
 }

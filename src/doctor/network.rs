@@ -8,7 +8,7 @@ use tokio::{net::lookup_host, time::timeout};
 
 use super::report::Report;
 use crate::{
-    certificate::expires_soon,
+    certificate::Validity,
     config::{
         Config,
         url::{self, Url},
@@ -151,8 +151,8 @@ async fn public_address(report: &mut Report, url: &Url) {
     match tls_client::get(url, &url.path).await {
         Ok(answer) => {
             report.ok("callbacks", &subject, format!("it answers with HTTP {}", answer.status));
-            if let Some(expires) = answer.certificate_expires {
-                certificate(report, &subject, expires);
+            if let Some(validity) = answer.certificate {
+                certificate(report, &subject, validity);
             }
         }
         Err(why) => report.warning(
@@ -164,9 +164,9 @@ async fn public_address(report: &mut Report, url: &Url) {
     }
 }
 
-fn certificate(report: &mut Report, subject: &str, expires: Timestamp) {
-    let found = format!("a public authority signed it, and it expires {expires:.0}");
-    if expires_soon(expires, Timestamp::now()) {
+fn certificate(report: &mut Report, subject: &str, validity: Validity) {
+    let found = format!("a public authority signed it, and it expires {:.0}", validity.expires);
+    if validity.overdue < Timestamp::now() {
         report.warning("certificate", subject, found, "Replace it.");
     } else {
         report.ok("certificate", subject, found);

@@ -104,7 +104,7 @@ fn state(report: &mut Report, status: &StatusResponse) {
         Some(0) => report.ok("gateway", "unknown orders", "none"),
         Some(_) => {}
     }
-    for host in status.hosts.iter().filter(|host| host.left_alone_ms.is_none()) {
+    for host in status.hosts.iter().filter(|host| host.is_well()) {
         report.ok("gateway", &host.host, "calls are sent");
     }
 }

@@ -20,6 +20,9 @@ use super::{
 };
 use crate::auth::{Authenticator, Method};
 
+/// The reason of a call that the policy does not allow, in metrics.
+pub(super) const NOT_ALLOWED: &str = "not_allowed";
+
 /// The layer around the services.
 #[derive(Debug, Clone)]
 pub(crate) struct Authorize<S> {
@@ -64,7 +67,7 @@ where
 
 /// Records and answers a call that the policy does not allow. `account` is as logs may show it.
 pub(super) fn denied(sender: &Sender, method: Method, account: Option<String>) -> Status {
-    count("not_allowed");
+    count(NOT_ALLOWED);
     let mut entry = sender.audit_entry(method);
     entry.account = account;
     entry.write("a call was denied: no entry of auth.allow allows it", DENIED, None);

@@ -3,6 +3,7 @@
 //! Reads the projection and the store. Changes nothing, and sends nothing to ThingSpace. The
 //! identities of devices are masked, unless an operator asks for them.
 
+pub(crate) mod ages;
 mod timeline;
 
 use std::{sync::Arc, time::Duration};
@@ -255,59 +256,7 @@ impl Requests {
     }
 }
 
-/// The upper bounds of the groups of ages, in seconds, each with its name. The last one has none.
-const AGES: [(u64, &str); 5] = [
-    (10 * 60, "under 10 minutes"),
-    (3_600, "10 minutes to 1 hour"),
-    (6 * 3_600, "1 to 6 hours"),
-    (24 * 3_600, "6 to 24 hours"),
-    (u64::MAX, "over a day"),
-];
-
-/// The open requests of a group of ages.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct OpenAge {
-    /// Such as `1 to 6 hours`.
-    pub(crate) age: String,
-    pub(crate) requests: usize,
-    pub(crate) devices: usize,
-}
-
-/// What is counted of an open request.
-#[derive(Debug)]
-pub(crate) struct OpenRequest {
-    /// `None`: only callbacks name the request.
-    pub(crate) account: Option<AccountName>,
-    /// By the store's time.
-    pub(crate) age: Duration,
-    pub(crate) devices: usize,
-}
-
 impl Requests {
-    /// Returns the number of open requests by age, the youngest first.
-    pub(crate) fn open_by_age(&self) -> Vec<OpenAge> {
-        let mut groups =
-            AGES.map(|(_, age)| OpenAge { age: age.to_owned(), requests: 0, devices: 0 });
-        for OpenRequest { age, devices, .. } in self.open_requests() {
-            let is_in = |(bound, _): &(u64, _)| age.as_secs() < *bound;
-            let at = AGES.iter().position(is_in).unwrap_or(AGES.len() - 1);
-            groups[at].requests += 1;
-            groups[at].devices += devices;
-        }
-        groups.into()
-    }
-
-    pub(crate) fn open_requests(&self) -> impl Iterator<Item = OpenRequest> {
-        self.hub.open_tracked().into_iter().map(|tracked| {
-            let request = &tracked.lock().request;
-            OpenRequest {
-                account: request.account.clone(),
-                age: age(&*self.store, request.first, request.create_time),
-                devices: request.counts.total,
-            }
-        })
-    }
-
     /// Returns whether several replicas can use the store.
     pub(crate) fn shares_store(&self) -> bool {
         !self.store.exclusive()

@@ -45,6 +45,7 @@ use crate::{
     thingspace::{Client, Order},
 };
 
+mod counts;
 mod finish;
 pub mod key;
 mod leases;
@@ -110,6 +111,7 @@ impl Orders {
         order_timeout: Duration,
         max_open_devices: OpenDeviceLimits,
     ) -> Self {
+        client.accounts().for_each(counts::start);
         Self {
             store,
             client,

@@ -94,9 +94,9 @@ impl Tls {
         self.0.loaded.used()
     }
 
-    /// Returns when the certificate in use expires.
-    pub(crate) fn expires(&self) -> Timestamp {
-        self.0.loaded.current().validity.expires
+    /// Returns how long the certificate in use is valid.
+    pub(crate) fn validity(&self) -> Validity {
+        self.0.loaded.current().validity
     }
 
     /// Follows the files until `stop`. Warns once about each certificate that was not renewed in

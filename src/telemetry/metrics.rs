@@ -106,6 +106,12 @@ impl Count {
         Self(builder.with_unit(metric.unit).with_description(metric.meaning).build(), metric)
     }
 
+    /// Makes the count visible with 0, so that its first event is seen as an increase.
+    pub(crate) fn start(&self, attributes: &[KeyValue]) {
+        self.1.check(attributes);
+        self.0.add(0, attributes);
+    }
+
     pub(crate) fn add(&self, attributes: &[KeyValue]) {
         self.1.check(attributes);
         self.0.add(1, attributes);

@@ -172,7 +172,7 @@ metrics! {
          HTTP_RESPONSE_STATUS_CODE, ERROR_TYPE],
         "Time of one HTTP request to ThingSpace, body included";
     BREAKER_OPEN: Kind::Gauge, "thingspace.gateway.breaker.open", "", [HOST],
-        "Whether calls to a host of ThingSpace fail at once, because it does not answer";
+        "Whether calls to a host of ThingSpace fail at once, because several in a row failed";
     BREAKER_OPENED: Kind::Counter, "thingspace.gateway.breaker.opened", "{time}", [HOST],
         "How often the breaker of a host opened after it was closed";
     PERMIT_WAIT: DELAYS, "thingspace.gateway.permit.wait", "s", [CREDENTIALS, CLASS, OUTCOME],
@@ -196,8 +196,9 @@ metrics! {
         "Renewals that ended: token requests and logins, and those that the guard did not allow";
     LOGIN_REJECTIONS_LEFT: Kind::Gauge, "thingspace.gateway.login.rejections_left", "{login}",
         [CREDENTIALS],
-        "Rejected logins that the guard still allows before it stops logins, at most 4. Without a \
-         value until the store was read";
+        "Logins with the password in the file that ThingSpace may still reject before the guard \
+         stops logins: 2, or 1 with a new store, 0 while logins are stopped. Without a value until \
+         the store was read";
     LOGIN_STATE: Kind::Gauge, "thingspace.gateway.login.state", "", [CREDENTIALS, STATE],
         "1 for the state of the logins, 0 for the other states";
 
@@ -226,7 +227,8 @@ metrics! {
     STORE_USABLE: Kind::Gauge, "thingspace.gateway.store.usable", "", [],
         "Whether the store can be used, and its last write succeeded";
     STORE_SHORT: Kind::Gauge, "thingspace.gateway.store.short", "", [],
-        "Whether new orders are refused because the store is nearly full";
+        "Whether new orders are refused because the store is full. The rest of its room is kept \
+         for known orders";
     STORE_LOST: Kind::Gauge, "thingspace.gateway.store.lost", "", [],
         "Whether the store lost something, and no operator has accepted that";
     FOLLOWER_LAG: Kind::Gauge, "thingspace.gateway.follower.lag", "{event}", [],
@@ -242,6 +244,11 @@ metrics! {
     CERTIFICATE_REMAINING: Kind::Gauge, "thingspace.gateway.certificate.remaining", "s",
         [LISTENER],
         "Time until the certificate of a listener expires, negative after that";
+    CERTIFICATE_RENEWAL: Kind::Gauge, "thingspace.gateway.certificate.renewal", "s", [LISTENER],
+        "Time until the renewal of the certificate of a listener is overdue, negative after that: \
+         when a quarter of its time is left, at most two weeks";
+    FILES_REFUSED: Kind::Gauge, "thingspace.gateway.files.refused", "{file}", [FILES],
+        "Watched files, or sets of files that belong together, whose newest content is not in use";
     RELOADS: Kind::Counter, "thingspace.gateway.reloads", "{reload}", [FILES, OUTCOME],
         "Files whose new content came into use, or could not be used";
     CONNECTIONS_OPEN: Kind::UpDownCounter, "thingspace.gateway.connections.open", "{connection}",

@@ -33,6 +33,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderName, header::AUTHORIZATION};
+use opentelemetry::KeyValue;
 use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
 
@@ -122,7 +123,8 @@ pub(crate) struct LoginMeasures {
     pub(crate) credentials: String,
     /// The name of each token, and what is known of it. `None`: there is none.
     pub(crate) tokens: [(&'static str, Option<TokenMeasures>); 2],
-    /// Rejected logins that the guard still allows. `None`: the guard was not read yet.
+    /// Rejected logins that the guard still allows with the password in the file. `None`: the guard
+    /// was not read yet.
     pub(crate) rejections_left: Option<u32>,
     pub(crate) state: LoginState,
 }
@@ -207,6 +209,11 @@ impl Tokens {
             wake: Arc::default(),
             tasks: context.tasks.clone(),
         });
+        for half in [Half::Application, Half::User] {
+            for outcome in ["renewed", Problem::Rejected.name()] {
+                metrics().renewals.start(&renewal_attributes(&credentials.name, half, outcome));
+            }
+        }
         tokio::spawn(keeper::run(Arc::downgrade(&tokens)));
         tokens
     }
@@ -331,23 +338,18 @@ impl Tokens {
             Ok(_) => "renewed",
             Err(error) => error.problem.name(),
         };
-        metrics().renewals.add(&[
-            attribute(names::CREDENTIALS, self.name().to_owned()),
-            attribute(names::TOKEN, half.token()),
-            attribute(names::OUTCOME, outcome),
-        ]);
+        metrics().renewals.add(&renewal_attributes(self.name(), half, outcome));
     }
 
     /// Returns what operators measure.
     pub(super) fn measures(&self) -> LoginMeasures {
         let tokens = [Half::Application, Half::User];
         let tokens = tokens.map(|half| (half.token(), self.source(half).slot.measures()));
-        LoginMeasures {
-            credentials: self.name().to_owned(),
-            tokens,
-            rejections_left: self.user.vault.rejections_left(),
-            state: self.health.subscribe().borrow().state,
-        }
+        let state = self.health.subscribe().borrow().state;
+        let left = self.user.vault.rejections_left();
+        // Logins are also stopped if the guard cannot be read.
+        let rejections_left = if state == LoginState::Stopped { Some(0) } else { left };
+        LoginMeasures { credentials: self.name().to_owned(), tokens, rejections_left, state }
     }
 
     fn source(&self, half: Half) -> &TokenSource {
@@ -378,4 +380,12 @@ impl Tokens {
         }
         secrets
     }
+}
+
+fn renewal_attributes(credentials: &str, half: Half, outcome: &'static str) -> [KeyValue; 3] {
+    [
+        attribute(names::CREDENTIALS, credentials.to_owned()),
+        attribute(names::TOKEN, half.token()),
+        attribute(names::OUTCOME, outcome),
+    ]
 }

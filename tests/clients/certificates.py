@@ -24,7 +24,7 @@ class Authority:
     def pem(self):
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
-    def builder(self, subject, key):
+    def builder(self, subject, key, age=1):
         now = datetime.datetime.now(datetime.timezone.utc)
         return (
             x509.CertificateBuilder()
@@ -32,16 +32,18 @@ class Authority:
             .issuer_name(self.name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_before(now - datetime.timedelta(hours=age))
             .not_valid_after(now + datetime.timedelta(hours=1))
         )
 
-    def issue(self, dns="localhost"):
-        """Returns a certificate and its key, both in PEM. It serves 127.0.0.1, and names a client by its DNS name."""
+    def issue(self, dns="localhost", age=1):
+        """Returns a certificate and its key, both in PEM. It serves 127.0.0.1, and names a client by its DNS name. It is as many
+        hours old as `age` says, and valid for one more.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         names = [x509.DNSName(dns), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, dns)])
-        builder = self.builder(subject, key).add_extension(x509.SubjectAlternativeName(names), critical=False)
+        builder = self.builder(subject, key, age).add_extension(x509.SubjectAlternativeName(names), critical=False)
         builder = builder.add_extension(x509.BasicConstraints(False, None), critical=True)
         encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
         private = key.private_bytes(encoding, form, serialization.NoEncryption())

@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     process::Command,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use axum::{Router, body::Bytes, extract::State, http::HeaderMap, routing::post};
@@ -81,8 +81,17 @@ impl Collector {
         (collector, address)
     }
 
+    /// What was received, which discloses nothing.
     pub fn received(&self) -> MutexGuard<'_, Received> {
-        self.0.lock().unwrap()
+        let received = self.lock();
+        // Pretty, so that the message of a failure has only the line.
+        let shown = format!("{received:#?}");
+        assert_discloses_nothing(shown.lines());
+        received
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Received> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn spans(&self) -> Vec<Span> {
@@ -138,7 +147,7 @@ fn tenant(text: Option<&str>) -> Option<String> {
 impl Collector {
     fn keep<T>(&self, request: Request<T>, keep: impl FnOnce(&mut Received, T)) {
         let text = request.metadata().get("x-tenant").and_then(|value| value.to_str().ok());
-        let mut received = self.received();
+        let mut received = self.lock();
         received.tenants.push(tenant(text));
         keep(&mut received, request.into_inner());
     }
@@ -151,7 +160,7 @@ impl Collector {
     ) {
         assert_eq!(headers["content-type"], "application/x-protobuf");
         let text = headers.get("x-tenant").and_then(|value| value.to_str().ok());
-        let mut received = self.received();
+        let mut received = self.lock();
         received.tenants.push(tenant(text));
         keep(&mut received, T::decode(&body[..]).unwrap());
     }

@@ -22,6 +22,7 @@ mod correlation;
 mod deadlines;
 mod descriptors;
 mod dev;
+mod disclosure;
 mod discovery;
 mod doctor;
 mod embedded;

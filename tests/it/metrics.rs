@@ -86,6 +86,20 @@ async fn embedded() -> Scrape {
     let mut client = it.gateway.client().await;
     let sim = &it.upstream.sim;
 
+    // What alerts count is there before its first event.
+    let now = it.scrape().await;
+    for (name, label, value) in [
+        ("thingspace_gateway_orders_total", "outcome", "unknown"),
+        ("thingspace_gateway_renewals_total", "outcome", "rejected"),
+        ("thingspace_gateway_callbacks_total", "outcome", "stored"),
+        ("thingspace_gateway_calls_denied_total", "reason", "not_allowed"),
+        ("thingspace_gateway_call_failures_total", "reason", "UPSTREAM_UNAVAILABLE"),
+        ("thingspace_gateway_reloads_total", "outcome", "refused"),
+        ("thingspace_gateway_files_refused", "files", "tokens"),
+    ] {
+        assert_eq!(now.sum(name, &[(label, value)]), Some(0.0), "{name}");
+    }
+
     // An order, its poll, a watch that sees a callback, and one that resumes.
     let placed = client.download_profile(with(order("k", 0..2), ORDERS)).await.unwrap();
     let id = RequestId::parse(&placed.into_inner().request_id).unwrap();
@@ -132,10 +146,13 @@ async fn embedded() -> Scrape {
     sim.inject(Fault::once(Endpoint::Download, When::AfterEffect, What::Drop));
     client.download_profile(with(order("unknown", 30..31), ORDERS)).await.unwrap_err();
 
-    // New tokens, and more connections than one listener allows.
+    // Wrong tokens, then new ones, and more connections than one listener allows.
+    std::fs::write(&it.config.auth.tokens_file, "no line of tokens\n").unwrap();
+    it.reaches("thingspace_gateway_files_refused", &[("files", "tokens")], 1.0).await;
     let tokens = line("orders", ORDERS) + &line("other", "another token");
     std::fs::write(&it.config.auth.tokens_file, tokens).unwrap();
-    it.reaches("thingspace_gateway_reloads_total", &[("files", "tokens")], 1.0).await;
+    let used = [("files", "tokens"), ("outcome", "used")];
+    it.reaches("thingspace_gateway_reloads_total", &used, 1.0).await;
     let mut crowd = Vec::new();
     for _ in 0..CROWD {
         crowd.push(TcpStream::connect(it.gateway.admin).await.unwrap());
@@ -172,7 +189,7 @@ async fn embedded() -> Scrape {
     let login = [("credentials", "test"), ("state", "logged_in")];
     assert_eq!(now.sum("thingspace_gateway_login_state", &login), Some(1.0));
     let left = now.sum("thingspace_gateway_login_rejections_left", &[("credentials", "test")]);
-    assert_eq!(left, Some(4.0));
+    assert_eq!(left, Some(2.0));
     let renewed = [("token", "session"), ("outcome", "renewed")];
     assert_eq!(now.sum("thingspace_gateway_renewals_total", &renewed), Some(1.0));
     assert_eq!(now.sum("thingspace_gateway_ready", &[]), Some(1.0));
@@ -209,7 +226,8 @@ async fn nats_and_tls() -> Scrape {
     assert_eq!(now.sum("thingspace_gateway_nats_connected", &[]), Some(2.0));
     let certificate = [("listener", "grpc")];
     let remaining = now.sum("thingspace_gateway_certificate_remaining_seconds", &certificate);
-    assert!(remaining.unwrap() > 0.0);
+    let renewal = now.sum("thingspace_gateway_certificate_renewal_seconds", &certificate);
+    assert!(renewal.unwrap() < remaining.unwrap() && remaining.unwrap() > 0.0);
     assert!(now.sum("thingspace_gateway_store_room_bytes", &[]).unwrap() > 0.0);
     now
 }

@@ -1,8 +1,9 @@
 //! The page `/status`: it says first what is wrong, agrees with `status`, and has no secret.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
-use reqwest::header::{ACCEPT, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
+use http::StatusCode;
+use reqwest::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE};
 use serde_json::Value;
 use thingspace_gateway::{
     app::App,
@@ -12,27 +13,21 @@ use thingspace_gateway::{
 
 use crate::harness::*;
 
-async fn get(admin: SocketAddr, accept: &str) -> reqwest::Response {
-    let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
-    let request = http.get(format!("http://{admin}/status")).header(ACCEPT, accept);
-    within("an answer", request.send()).await.unwrap()
-}
-
 /// The page, as a browser asks for it.
 async fn page(admin: SocketAddr) -> String {
-    let answer = get(admin, "text/html,application/xhtml+xml,*/*;q=0.8").await;
-    assert_eq!(answer.headers()[CONTENT_TYPE], "text/html; charset=utf-8");
-    let policy = answer.headers()[CONTENT_SECURITY_POLICY].to_str().unwrap().to_owned();
+    let Page { headers, body, .. } =
+        page_of(admin, "/status", "text/html,application/xhtml+xml,*/*;q=0.8").await;
+    assert_eq!(headers[CONTENT_TYPE], "text/html; charset=utf-8");
+    let policy = headers[CONTENT_SECURITY_POLICY].to_str().unwrap();
     assert!(policy.starts_with("default-src 'none'; style-src 'sha256-"), "{policy}");
-    let page = answer.text().await.unwrap();
-    assert!(!page.contains("<script") && !page.contains("src=") && !page.contains("href="));
-    page
+    assert!(!body.contains("<script") && !body.contains("src=") && !body.contains("href="));
+    body
 }
 
 async fn status(admin: SocketAddr) -> Value {
-    let answer = get(admin, "application/json").await;
-    assert_eq!(answer.headers()[CONTENT_TYPE], "application/json");
-    answer.json().await.unwrap()
+    let Page { headers, body, .. } = page_of(admin, "/status", "application/json").await;
+    assert_eq!(headers[CONTENT_TYPE], "application/json");
+    serde_json::from_str(&body).unwrap()
 }
 
 /// The sentence on top of the page.
@@ -81,22 +76,63 @@ async fn it_says_what_is_wrong_and_what_to_do() {
     assert!(page_.contains("has an unknown outcome") && page_.contains("orders settle"), "{page_}");
     assert!(page_.contains("<code>ORDER_OUTCOME_UNKNOWN</code>"), "{page_}");
 
+    upstream.sim.inject(Fault::once(Endpoint::Download, When::AfterEffect, What::Drop));
+    place(&mut client, "lost as well", [1]).await.unwrap_err();
+    let page_ = page(gateway.admin).await;
+    assert!(page_.contains("2 orders have") && page_.contains("whether they were"), "{page_}");
+
     upstream.sim.set_password("changed elsewhere");
     upstream.sim.expire_sessions();
-    place(&mut client, "refused", [1]).await.unwrap_err();
+    place(&mut client, "refused", [2]).await.unwrap_err();
     let status_ = status(gateway.admin).await;
     assert_eq!(status_["issues"][0]["level"], "failure", "{status_}");
+    assert_eq!(status_["logins"][0]["has_tokens"], false, "{status_}");
+    let said = headline(&page(gateway.admin).await).to_owned();
     assert!(
-        headline(&page(gateway.admin).await).contains("no working logins with credentials test"),
-        "{status_}"
+        said.contains("credentials test") && said.ends_with(", so calls to ThingSpace fail."),
+        "{said}"
     );
 
     upstream.cut();
     eventually("ThingSpace does not answer", async || {
-        let _ = place(&mut client.clone(), "down", [2]).await;
-        issues(&status(gateway.admin).await).iter().any(|what| what.contains("does not answer on"))
+        let _ = place(&mut client.clone(), "down", [3]).await;
+        let status = status(gateway.admin).await;
+        issues(&status).iter().any(|what| what.contains("it does not answer (POST "))
     })
     .await;
+    gateway.stop().await;
+}
+
+/// The network is well, and only some calls fail: the others are answered, so that the breaker
+/// opens and closes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_says_that_thingspace_answers_with_errors() {
+    let upstream = Upstream::manual().await;
+    let mut config = upstream.quiet();
+    config.thingspace.breaker_failures = 1;
+    config.thingspace.breaker_first = Duration::from_millis(10);
+    config.polling.min_age = Duration::ZERO;
+    let gateway = Gateway::start(config).await;
+    let mut client = gateway.client().await;
+    let id = place(&mut client, "key", [0]).await.unwrap();
+    let error = What::page(StatusCode::INTERNAL_SERVER_ERROR);
+    upstream.sim.inject(Fault::always(Endpoint::Status, When::BeforeEffect, error));
+    client.get_request_status(status_call(&id)).await.unwrap_err();
+    let call = "GET /m2m/v2/accounts/{account}/requests/{request}/status: HTTP 500";
+    let says = |status: &Value| {
+        issues(status).iter().any(|what| what.contains("fail on") && what.contains(call))
+    };
+    let told = status(gateway.admin).await;
+    assert!(says(&told), "{told}");
+    assert!(!told["issues"].to_string().contains("does not answer"), "{told}");
+    upstream.sim.clear_faults();
+    eventually("other calls are answered", async || {
+        let _ = client.clone().get_request_status(status_call(&id)).await;
+        status(gateway.admin).await["hosts"][0]["left_alone_ms"].is_null()
+    })
+    .await;
+    let told = status(gateway.admin).await;
+    assert!(says(&told) && told["issues"][0]["level"] == "warning", "{told}");
     gateway.stop().await;
 }
 

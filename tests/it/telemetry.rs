@@ -91,6 +91,12 @@ async fn a_call_is_a_span_of_its_callers_trace_with_its_upstream_calls_below() {
         !status_calls.is_empty() && status_calls.iter().all(|span| span.kind() == SpanKind::Client)
     );
 
+    // The lines of the call have the ids of its trace and of a span.
+    let logs = collector.logs();
+    let accepted = logs.iter().find(|line| message(line) == "order accepted").unwrap();
+    assert_eq!(accepted.trace_id, TRACE.to_be_bytes());
+    assert!(spans.iter().any(|span| span.span_id == accepted.span_id), "{accepted:?}");
+
     let received = format!("{:?}", *collector.received());
     assert!(received.contains("service.name") && received.contains("thingspace-gateway"));
     for secret in [&device(0).eid, &device(0).iccid, "simulator-secret", "simulator-password"] {

@@ -10,7 +10,7 @@ BOARD = json.loads(DASHBOARD.read_text())
 # The labels that Prometheus or the rules add.
 ADDED = {"cluster", "namespace", "job", "instance", "le", "alertname", "alertstate"}
 FUNCTIONS = re.compile(
-    r"\b(?:and|or|unless|offset|\d+[smhd]|on|by|without|sum|min|max|avg|count|group|topk|absent|rate|increase|min_over_time|last_over_time|histogram_quantile|vector)\b"
+    r"\b(?:and|or|unless|offset|\d+[smhd]|on|by|without|sum|min|max|avg|count|group|topk|absent|rate|increase|avg_over_time|min_over_time|last_over_time|histogram_quantile|vector)\b"
 )
 
 

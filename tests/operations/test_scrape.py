@@ -80,7 +80,8 @@ def admin():
 @pytest.fixture(scope="module")
 def prometheus(folder, admin):
     authority, port = Authority(), callback_port()
-    cert, key = write(folder, "server", authority.issue())
+    # Less than a quarter of its time is left.
+    cert, key = write(folder, "server", authority.issue(age=9))
     tokens = folder / "tokens"
     line = f"orders {hashlib.sha256(TOKEN.encode()).hexdigest()}\n"
     tokens.write_text(line)
@@ -106,8 +107,7 @@ def prometheus(folder, admin):
             with channel(gateway.address, credentials) as open_channel:
                 work(simulator, gateway, prometheus, Stub(open_channel))
             tokens.write_text("no line of tokens\n")
-            prometheus.wait_for('thingspace_gateway_reloads_total{outcome="refused"}')
-            tokens.write_text(line)
+            prometheus.wait_for('thingspace_gateway_files_refused{files="tokens"} == 1')
             yield prometheus
 
 
@@ -180,7 +180,6 @@ def test_an_expression_finds_its_series(where, expression, prometheus):
 
 def test_the_alerts_that_fire_are_those_of_the_scenario(prometheus):
     prometheus.wait_for('ALERTS{alertname="ThingspaceGatewayFilesRefused",alertstate="firing"}')
-    # The certificate of the test is valid for an hour.
     prometheus.wait_for('ALERTS{alertname="ThingspaceGatewayCertificateExpires",alertstate="pending"}')
     active = {it["metric"]["alertname"] for it in prometheus.query("ALERTS")}
     assert not {"ThingspaceGatewayNotReady", "ThingspaceGatewayStoreUnusable", "ThingspaceGatewayReplicaDown"} & active, active

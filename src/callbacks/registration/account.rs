@@ -279,7 +279,8 @@ impl AccountRegistrar {
         current: &AccountSecrets,
     ) -> Result<Option<FoundRegistration>, RegistrationError> {
         let RegistrarInner { client, public_url, secrets, service, .. } = &*self.shared;
-        let listed = client.callbacks(&self.account).await?;
+        let listed = client.callbacks(&self.account).await;
+        let listed = listed.map_err(RegistrationError::NotListable)?;
         let found = listed.into_iter().find(|one| one.service.eq_ignore_ascii_case(service));
         let Some(registration) = found else { return Ok(None) };
         let last = self.state.listed.as_ref().map(ExposeSecret::expose_secret);
@@ -304,10 +305,12 @@ impl AccountRegistrar {
     }
 
     fn taken(&self, found: &FoundRegistration) -> RegistrationError {
+        let host = address::host(&found.registration.url);
         RegistrationError::Taken {
             account: self.account.clone(),
             service: self.shared.service.clone(),
-            host: address::host(&found.registration.url),
+            is_own_host: host == self.shared.public_url.url().host,
+            host,
         }
     }
 

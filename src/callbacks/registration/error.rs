@@ -10,14 +10,19 @@ pub enum RegistrationError {
     NotConfigured(AccountName),
     /// The URL of another system is registered.
     #[error(
-        "the {service} callbacks of account {account} go to {host}, which is not this gateway; \
-         `callbacks register --force` would make them come here instead"
+        "the {service} callbacks of account {account} go to another system, which has registered \
+         a URL {}; this gateway does not replace it by itself. Find out whose system that is. If \
+         the callbacks should come here, run `callbacks register {account} --force`; the other \
+         system gets none from then on",
+        place(.host, *.is_own_host)
     )]
     Taken {
         account: AccountName,
         service: String,
         /// The host of the URL. The path may be a secret.
         host: String,
+        /// Whether it is the host of `public_url`. Then the port or the path differs.
+        is_own_host: bool,
     },
     #[error(transparent)]
     Stopped(#[from] StopReason),
@@ -28,12 +33,39 @@ pub enum RegistrationError {
     NotListed { account: AccountName, service: String },
     #[error("callbacks.public_url is no http:// or https:// URL")]
     PublicUrl,
+    /// ThingSpace did not say what is registered.
+    #[error("ThingSpace did not say what is registered: {0}")]
+    NotListable(thingspace::Error),
     #[error(transparent)]
     Secrets(#[from] SecretsError),
     #[error(transparent)]
     ThingSpace(#[from] thingspace::Error),
     #[error("the registration ended in a panic")]
     Panicked,
+}
+
+impl RegistrationError {
+    /// Whether the error says nothing about the registration, which may be right.
+    pub(super) fn leaves_it_unknown(&self) -> bool {
+        match self {
+            Self::NotListable(_) | Self::Secrets(_) | Self::Panicked => true,
+            Self::NotConfigured(_)
+            | Self::Taken { .. }
+            | Self::Stopped(_)
+            | Self::NotListed { .. }
+            | Self::PublicUrl
+            | Self::ThingSpace(_) => false,
+        }
+    }
+}
+
+/// Says where another system's URL leads.
+fn place(host: &str, is_own_host: bool) -> String {
+    if is_own_host {
+        format!("on {host}, the host of callbacks.public_url, but with another port or path")
+    } else {
+        format!("on {host}")
+    }
 }
 
 /// Why nothing more is registered until an operator acts.

@@ -109,12 +109,19 @@ impl Problems {
         if !jwks_url.is_empty()
             && let Some(url) = self.url("auth.jwt.jwks_url", jwks_url)
             && url.scheme == "http"
-            && !url.is_loopback()
         {
-            self.push(
-                "auth.jwt.jwks_url: http:// to another machine lets anybody on the way replace \
-                 the keys; use https://",
-            );
+            if !url.is_loopback() {
+                self.push(
+                    "auth.jwt.jwks_url: http:// to another machine lets anybody on the way \
+                     replace the keys; use https://",
+                );
+            }
+            if is_set(jwks_ca_file) {
+                self.push(
+                    "auth.jwt.jwks_ca_file: is used only with https://, and auth.jwt.jwks_url \
+                     begins with http://",
+                );
+            }
         }
     }
 
@@ -179,6 +186,7 @@ impl Problems {
                 }
             }
         }
+        self.authority_as_server("grpc.tls_cert_file", grpc.tls());
         let expired = set(&grpc.client_ca_file)
             .and_then(|file| certificate::expired_authority(&file, Timestamp::now()));
         if let Some(expiry) = expired {

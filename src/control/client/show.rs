@@ -84,11 +84,7 @@ pub(super) fn status(out: &mut dyn Write, status: &StatusResponse) -> anyhow::Re
         row(&format!("credentials {}", login.credentials), login.standing.clone());
     }
     for host in &status.hosts {
-        let state = host.left_alone_ms.map_or_else(
-            || "calls are sent".to_owned(),
-            |wait| format!("does not answer; the next call is sent in {wait} ms at the earliest"),
-        );
-        row(&format!("host {}", host.host), state);
+        row(&format!("host {}", host.host), host.state());
     }
     row("open connections", status.connections.to_string());
     for (key, CallerCredentials { since: used, problem }) in &status.caller_credentials {
@@ -197,7 +193,11 @@ pub(super) fn registrations(
 ) -> anyhow::Result<()> {
     let rows = accounts.iter().flat_map(|AccountRegistrations { account, registrations }| {
         let items = registrations.iter().map(|item| {
-            let owner = if item.ours { "this gateway" } else { "another system" };
+            let owner = match item {
+                item if item.ours => "this gateway",
+                item if item.same_address => "another gateway at this address, or a lost store",
+                _ => "another system",
+            };
             [account, &item.service, &item.host, owner].map(str::to_owned)
         });
         let none = [account, "-", "-", "nothing is registered"].map(str::to_owned);

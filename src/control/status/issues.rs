@@ -2,11 +2,10 @@
 //!
 //! Computed from the rest of the status, so that `status`, the page and JSON never contradict it.
 
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{CallerCredentials, StatusResponse};
-use crate::certificate::expires_soon;
+use crate::thingspace::LoginState;
 
 /// The configuration keys of the certificates of the listeners, which are the subjects of issues.
 pub(crate) const GRPC_CERTIFICATE: &str = "grpc.tls_cert_file";
@@ -59,24 +58,25 @@ impl Issues {
 }
 
 /// Returns everything that is wrong, the worst first.
-pub(super) fn issues(status: &StatusResponse, now: Timestamp) -> Vec<Issue> {
+pub(super) fn issues(status: &StatusResponse) -> Vec<Issue> {
     let mut issues = Issues::default();
     availability(status, &mut issues);
     logins(status, &mut issues);
-    for host in status.hosts.iter().filter(|host| host.left_alone_ms.is_some()) {
-        issues.failure(
-            ("gateway", &host.host),
-            format!("ThingSpace does not answer on {}", host.host),
-            "Usually there is nothing to do, because the gateway tries again by itself. If it \
-             lasts, run `doctor` to see whether this network reaches ThingSpace, and ask Verizon.",
-        );
-    }
-    if let Some(count @ 1..) = status.unknown_orders {
-        let what = match count {
-            1 => "One order has an unknown outcome".to_owned(),
-            _ => format!("{count} orders have an unknown outcome"),
-        };
-        issues.warning(("gateway", "unknown orders"), what, SETTLE);
+    hosts(status, &mut issues);
+    match status.unknown_orders {
+        None | Some(0) => {}
+        Some(1) => issues.warning(
+            ("gateway", "unknown orders"),
+            "One order has an unknown outcome",
+            "Find out in ThingSpace's portal whether it was placed, then run `orders settle`. \
+             Until then its key places nothing.",
+        ),
+        Some(count) => issues.warning(
+            ("gateway", "unknown orders"),
+            format!("{count} orders have an unknown outcome"),
+            "Find out in ThingSpace's portal whether they were placed, then run `orders settle` \
+             for each. Until then their keys place nothing.",
+        ),
     }
     for log in &status.unreadable_logs {
         issues.warning(
@@ -94,7 +94,9 @@ pub(super) fn issues(status: &StatusResponse, now: Timestamp) -> Vec<Issue> {
         (CALLBACKS_CERTIFICATE, "callbacks' listener", status.callbacks_certificate_expires),
     ];
     for (key, of, expires) in certificates {
-        if let Some(expires) = expires.filter(|expires| expires_soon(*expires, now)) {
+        if let Some(expires) =
+            expires.filter(|_| status.overdue_certificates.iter().any(|it| it == key))
+        {
             issues.warning(
                 ("certificate", key),
                 format!("The certificate of the {of} expires {expires:.0}"),
@@ -108,8 +110,28 @@ pub(super) fn issues(status: &StatusResponse, now: Timestamp) -> Vec<Issue> {
     issues
 }
 
-const SETTLE: &str = "Find out in ThingSpace's portal whether it was placed, then run `orders \
-                      settle`. Until then its key places nothing.";
+/// Reports hosts of ThingSpace to which calls fail, or failed a short while ago.
+fn hosts(status: &StatusResponse, issues: &mut Issues) {
+    for host in status.hosts.iter().filter(|host| !host.is_well()) {
+        let about = ("gateway", host.host.as_str());
+        let answered = host.failure.as_ref().is_some_and(|failure| failure.answered);
+        let action = if answered {
+            "This network reaches ThingSpace, so the cause is there. The gateway tries again by \
+             itself. If it lasts, ask Verizon."
+        } else {
+            "The gateway tries again by itself. If it lasts, run `doctor` to see whether this \
+             network reaches ThingSpace, and ask Verizon."
+        };
+        let name = &host.host;
+        if host.left_alone_ms.is_some() {
+            let what = format!("Calls to ThingSpace fail on {name}: {}", host.problem());
+            issues.failure(about, what, action);
+        } else {
+            let what = format!("Some calls to ThingSpace fail on {name}: {}", host.state());
+            issues.warning(about, what, action);
+        }
+    }
+}
 
 fn availability(status: &StatusResponse, issues: &mut Issues) {
     if status.draining {
@@ -144,24 +166,50 @@ fn availability(status: &StatusResponse, issues: &mut Issues) {
     } else if let Some(shortage) = &status.store_memory.shortage {
         issues.failure(
             ("store", "room"),
-            format!("The store is nearly full, so new orders are refused: {shortage}"),
-            "Free space or enlarge the volume. The gateway goes on by itself, and known orders go \
-             on meanwhile.",
+            format!("The store is full, so new orders are refused: {shortage}"),
+            "Free space on the disk or enlarge it, or with NATS raise store.nats.max_bytes. Known \
+             orders continue meanwhile in the room that is kept for them, and new orders as soon \
+             as there is enough room.",
         );
     } else if let Some(trouble) = &status.store_trouble {
         issues.failure(
             ("store", "in use"),
             format!("The store cannot be used, so orders are refused: {trouble}"),
-            "Repair the disk or NATS. The gateway goes on by itself.",
+            if status.shared_store {
+                "Bring the servers of NATS back, or the network to them. The gateway goes on by \
+                 itself, and answers from memory meanwhile."
+            } else {
+                "Repair the disk of the store. The gateway goes on by itself, and answers from \
+                 memory meanwhile."
+            },
         );
     }
 }
 
 fn logins(status: &StatusResponse, issues: &mut Issues) {
     for login in status.logins.iter().filter(|login| !login.healthy) {
-        let what = format!("There are no working logins with credentials {}", login.credentials);
+        let name = &login.credentials;
+        let problem = match login.state {
+            LoginState::Stopped => format!("Logins with credentials {name} are stopped"),
+            LoginState::Rejected => format!("ThingSpace rejects credentials {name}"),
+            LoginState::FilesUnusable => {
+                format!("The files of credentials {name} cannot be used")
+            }
+            LoginState::LoggedIn
+            | LoginState::Idle
+            | LoginState::Elsewhere
+            | LoginState::Unknown
+            | LoginState::Failing => {
+                format!("It is not known whether logins with credentials {name} are permitted")
+            }
+        };
+        let what = if login.has_tokens {
+            format!("{problem}, so calls to ThingSpace fail when the current session ends")
+        } else {
+            format!("{problem}, so calls to ThingSpace fail")
+        };
         let action = sentence(&capitalised(&login.standing));
-        issues.failure(("logins", &login.credentials), what, &action);
+        issues.failure(("logins", name), what, &action);
     }
 }
 
@@ -194,13 +242,34 @@ fn callers(status: &StatusResponse, issues: &mut Issues) {
 
 fn callbacks(status: &StatusResponse, issues: &mut Issues) {
     for (account, standing) in &status.registrations {
-        if !["registered", "not checked yet"].contains(&standing.as_str()) {
-            issues.warning(
-                ("registration", account),
-                format!("No callbacks arrive for account {account}: {standing}"),
-                "Results come later, by polling. See `callbacks list`, then `callbacks register`.",
-            );
+        let about = ("registration", account.as_str());
+        match status.registration_states.get(account).map(String::as_str) {
+            Some("failing" | "deregistered") => issues.warning(
+                about,
+                format!("The callbacks of account {account} do not come here: {standing}"),
+                "Results come later, by polling. `callbacks list` shows what is registered.",
+            ),
+            Some("check_failing") => issues.warning(
+                about,
+                format!(
+                    "It is not known whether the callbacks of account {account} come here: \
+                     {standing}"
+                ),
+                "They may well arrive. The gateway checks again by itself; look at what else is \
+                 wrong.",
+            ),
+            _ => {}
         }
+    }
+    if let Some(problem) = &status.callback_pair_problem {
+        issues.warning(
+            ("callbacks", "pair"),
+            format!(
+                "The newest user name and password of callbacks are not in use, and the former \
+                 ones stay in use: {problem}"
+            ),
+            "Correct the files. The gateway reads them again by itself.",
+        );
     }
     if status.quarantine_evicted > 0 {
         issues.warning(

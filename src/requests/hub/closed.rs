@@ -39,6 +39,10 @@ impl Use {
 }
 
 impl Closed {
+    pub(super) fn len(&self) -> usize {
+        self.requests.len()
+    }
+
     pub(super) fn put(&mut self, id: &RequestId, bytes: usize) {
         if let Some(last) = self.requests.get_mut(id) {
             self.bytes = self.bytes - last.bytes + bytes;

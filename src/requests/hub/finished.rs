@@ -72,6 +72,12 @@ impl Hub {
         self.open_tracked().iter().map(|tracked| tracked.id.clone()).collect()
     }
 
+    /// Returns the number of open requests, without a look at each.
+    pub(crate) fn open_count(&self) -> usize {
+        let projection = lock(&self.projection);
+        projection.requests.len() - projection.closed.len()
+    }
+
     pub(crate) fn open_tracked(&self) -> Vec<Arc<Tracked>> {
         let projection = lock(&self.projection);
         let open = |tracked: &&Arc<Tracked>| !tracked.lock().request.is_closed();

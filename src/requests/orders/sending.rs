@@ -13,7 +13,7 @@ use tokio::{
 use tracing::{debug, error, info};
 
 use super::{
-    InFlight, Orders, Placed,
+    InFlight, Orders, Placed, counts,
     finish::{LoggedOrder, log_mismatch},
     key::KeyCell,
     leases, unknown,
@@ -30,7 +30,7 @@ use crate::{
         },
     },
     store::{CellName, LogName, StoreError},
-    telemetry::{attribute, causes, metrics, names},
+    telemetry::causes,
     thingspace::{self, Order, OrderPermit, Retries},
 };
 
@@ -75,7 +75,7 @@ impl Sending {
 }
 
 /// The result of sending an order, to be stored.
-enum SendResult {
+pub(super) enum SendResult {
     AcceptedAs(RequestId),
     Refused(storage::Refused),
     NotSent,
@@ -92,7 +92,7 @@ impl Orders {
         if let Err(error) = self.append_ordered(&sending).await {
             let may_be_stored = matches!(error, StoreError::UnknownOutcome(_));
             let _ = answer.send(Err(error.into()));
-            count(&sending.order, &SendResult::NotSent);
+            counts::count(&sending.order.account, &SendResult::NotSent);
             if may_be_stored {
                 self.append_not_sent(sending).await;
             }
@@ -112,7 +112,7 @@ impl Orders {
             // The claim may have been stored nevertheless.
             Err(error) => not_sent(error.into()),
         };
-        count(&sending.order, &result);
+        counts::count(&sending.order.account, &result);
         let (answer, is_own_request) =
             self.store_until_stored(&mut sending, &result, &outcome, answer).await;
         let outcome = if is_own_request {
@@ -306,19 +306,6 @@ impl Orders {
         let Some(key) = &sending.key else { return Ok(false) };
         Ok(key.advance(&*self.store, &sending.cell, phase, request_id).await?.is_some())
     }
-}
-
-fn count(order: &Order, result: &SendResult) {
-    let outcome = match result {
-        SendResult::AcceptedAs(_) => "accepted",
-        SendResult::Refused(_) => "refused",
-        SendResult::NotSent => "not_sent",
-        SendResult::Unknown => "unknown",
-    };
-    metrics().orders.add(&[
-        attribute(names::ACCOUNT, order.account.to_string()),
-        attribute(names::OUTCOME, outcome),
-    ]);
 }
 
 /// Logs that an order was settled as another request than ThingSpace answered.

@@ -204,10 +204,10 @@ async fn a_certificate_that_is_not_valid_now_is_refused() {
     }
     files.issue(VALID);
     let tls = files.load().await.unwrap();
-    let expires = tls.expires();
+    let expires = tls.validity().expires;
     files.issue((2000, 2001));
     assert!(tls.0.loaded.refresh().await.unwrap_err().contains("expired"));
-    assert_eq!(tls.expires(), expires);
+    assert_eq!(tls.validity().expires, expires);
 }
 
 /// The error of rustls would say that the key does not fit.

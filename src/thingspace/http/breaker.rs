@@ -38,12 +38,28 @@ pub(crate) enum CallOutcome {
     Failed(Option<Duration>),
 }
 
+/// How a call to a host failed, for operators.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HostFailure {
+    /// Such as "GET /m2m/v1/…: HTTP 500". Contains no value of the request or its answer.
+    pub(crate) what: String,
+    /// Whether the host answered, with a server error.
+    pub(crate) answered: bool,
+}
+
+/// How long a failure that opened the breaker is shown after the breaker has closed. If only some
+/// calls fail, others close it again and again.
+const FAILURE_SHOWN: Duration = Duration::from_mins(10);
+
 /// The state of a host's breaker, for operators.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HostHealth {
     pub(crate) host: String,
     /// For how long calls fail at once, at least. `None`: the breaker is closed.
     pub(crate) open_for: Option<Duration>,
+    /// The last failure that opened the breaker or kept it open, and how long ago it was. `None`:
+    /// it is closed, and has been for a while.
+    pub(crate) failure: Option<(HostFailure, Duration)>,
 }
 
 #[derive(Debug)]
@@ -51,6 +67,7 @@ pub(crate) struct Breaker {
     pub(super) host: String,
     settings: BreakerSettings,
     state: Mutex<BreakerState>,
+    failure: Mutex<Option<(HostFailure, Instant)>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -66,6 +83,7 @@ pub(crate) struct Pass {
     breaker: Arc<Breaker>,
     era: u64,
     outcome: Option<CallOutcome>,
+    failure: Option<HostFailure>,
 }
 
 /// Whether a call may be sent.
@@ -122,7 +140,8 @@ impl Breaker {
             penalty: Duration::ZERO,
             probe_cancelled: false,
         };
-        Arc::new(Self { host, settings, state: Mutex::new(state) })
+        metrics().breaker_opened.start(&[attribute(names::HOST, host.clone())]);
+        Arc::new(Self { host, settings, state: Mutex::new(state), failure: Mutex::default() })
     }
 
     /// Admits or refuses the next call. Only a call without an effect may be the probe.
@@ -135,7 +154,8 @@ impl Breaker {
         if is_probe {
             state.enter(BreakerPhase::Probing);
         }
-        let pass = Pass { breaker: Arc::clone(self), era: state.era, outcome: None };
+        let (breaker, era) = (Arc::clone(self), state.era);
+        let pass = Pass { breaker, era, outcome: None, failure: None };
         let may_probe = has_no_effect && !state.probe_cancelled;
         if is_probe && !may_probe { Admission::ProbeFirst(pass) } else { Admission::Pass(pass) }
     }
@@ -151,27 +171,38 @@ impl Breaker {
             BreakerPhase::Open { until } => Some(until.saturating_duration_since(Instant::now())),
             BreakerPhase::Probing => Some(Duration::ZERO),
         };
-        HostHealth { host: self.host.clone(), open_for }
+        let failure = lock(&self.failure).clone();
+        let failure = failure.map(|(failure, at)| (failure, at.elapsed()));
+        let is_shown = |(_, ago): &_| open_for.is_some() || *ago < FAILURE_SHOWN;
+        HostHealth { host: self.host.clone(), open_for, failure: failure.filter(is_shown) }
     }
 
-    fn report(&self, era: u64, outcome: Option<CallOutcome>) {
+    fn report(&self, era: u64, outcome: Option<CallOutcome>, failure: Option<HostFailure>) {
         let mut state = lock(&self.state);
         let change = state.report(&self.settings, era, outcome, Instant::now(), fastrand::f64());
         drop(state);
         let (host, failures) = (&self.host, self.settings.failures);
+        let last = failure.as_ref().map(|failure| failure.what.clone());
+        if matches!(change, Some(BreakerChange::Opened(_) | BreakerChange::StillOpen(_)))
+            && let Some(failure) = failure
+        {
+            *lock(&self.failure) = Some((failure, Instant::now()));
+        }
         match change {
             Some(BreakerChange::Opened(wait)) => {
                 metrics().breaker_opened.add(&[attribute(names::HOST, host.clone())]);
                 tracing::warn!(
                     host,
                     failures,
+                    last,
                     ?wait,
-                    "a host of ThingSpace does not answer; calls to it fail at once until a probe \
-                     is answered. If this lasts, check the network and the status of ThingSpace"
+                    "calls to a host of ThingSpace failed in a row; calls to it fail at once until \
+                     a probe is answered. If this lasts, check the network and the status of \
+                     ThingSpace"
                 );
             }
             Some(BreakerChange::StillOpen(wait)) => {
-                tracing::debug!(host, ?wait, "a host of ThingSpace still does not answer");
+                tracing::debug!(host, last, ?wait, "a probe of a host of ThingSpace failed");
             }
             Some(BreakerChange::Closed) => {
                 tracing::info!(host, "a host of ThingSpace answers again");
@@ -182,6 +213,12 @@ impl Breaker {
 }
 
 impl Pass {
+    /// Notes how the call failed, if it did.
+    pub(crate) fn with_failure(mut self, failure: Option<HostFailure>) -> Self {
+        self.failure = failure;
+        self
+    }
+
     pub(crate) fn report(mut self, outcome: CallOutcome) {
         self.outcome = Some(outcome);
     }
@@ -189,7 +226,7 @@ impl Pass {
 
 impl Drop for Pass {
     fn drop(&mut self) {
-        self.breaker.report(self.era, self.outcome);
+        self.breaker.report(self.era, self.outcome, self.failure.take());
     }
 }
 

@@ -35,15 +35,19 @@ pub(crate) struct Reply {
 }
 
 /// Why there is no reply.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(crate) enum SendError {
     /// There was no connection, so nothing was sent.
+    #[error("{0}")]
     NotConnected(String),
     /// This process can open no more files, so nothing was sent. This says nothing about the host.
+    #[error("no file could be opened")]
     NoDescriptor,
     /// The request may have arrived.
+    #[error("{0}")]
     NoAnswer(String),
     /// The host's breaker is open for at least this long, so nothing was sent.
+    #[error("the breaker is open")]
     BreakerOpen(Duration),
 }
 

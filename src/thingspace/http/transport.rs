@@ -31,7 +31,7 @@ use tracing::{Instrument, field::Empty};
 pub(crate) use endpoint::Endpoint;
 
 use super::{
-    breaker::{Admission, Breaker, BreakerSettings, CallOutcome, HostHealth, Pass},
+    breaker::{Admission, Breaker, BreakerSettings, CallOutcome, HostFailure, HostHealth, Pass},
     reply::{Reply, SendError},
     verdict::{Verdict, judge},
 };
@@ -194,7 +194,7 @@ impl Transport {
         let result = self.attempt(endpoint, url, headers, body).instrument(span.clone()).await;
         telemetry::measure(endpoint, server, &result, began.elapsed());
         if endpoint.counts() && !matches!(result, Err(SendError::NoDescriptor)) {
-            pass.report(outcome(endpoint, &result));
+            pass.with_failure(failure(endpoint, &result)).report(outcome(endpoint, &result));
         }
         match &result {
             Ok(reply) => span.record("http.response.status_code", reply.status.as_u16()),
@@ -250,6 +250,20 @@ fn outcome(endpoint: Endpoint<'_>, result: &Result<Reply, SendError>) -> CallOut
             CallOutcome::Answered
         }
     }
+}
+
+/// Returns how a call failed, if the host did not answer or answered with a server error.
+fn failure(endpoint: Endpoint<'_>, result: &Result<Reply, SendError>) -> Option<HostFailure> {
+    let (what, answered) = match result {
+        Ok(reply) if reply.cut => ("the answer was cut off".to_owned(), false),
+        Ok(reply) if reply.status.is_server_error() => {
+            (format!("HTTP {}", reply.status.as_u16()), true)
+        }
+        Ok(_) => return None,
+        Err(error) => (error.to_string(), false),
+    };
+    let what = format!("{} {}: {what}", endpoint.method(), endpoint.template());
+    Some(HostFailure { what, answered })
 }
 
 /// The base of all endpoints, and the URL for tokens.

@@ -18,7 +18,11 @@ use super::{
     error::{LoginError, Problem},
     secrets::{CredentialSecrets, Hosts, RawSecrets},
 };
-use crate::{config::CredentialsConfig, reload::count_reload, secret_file};
+use crate::{
+    config::CredentialsConfig,
+    reload::{USED, count_reload},
+    secret_file,
+};
 
 /// What the files are, for metrics.
 pub(super) const FILES: &str = "credentials";
@@ -102,7 +106,7 @@ impl Files {
         let secrets =
             derived.map_err(|_| LoginError::unavailable("the gateway is being stopped"))?;
         if current.is_some() {
-            count_reload(FILES, "used");
+            count_reload(FILES, USED);
         }
         Ok(Arc::clone(current.insert(Arc::new(secrets))))
     }

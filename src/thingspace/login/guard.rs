@@ -36,6 +36,7 @@
 //! guard unchanged.
 
 pub(super) mod answer;
+mod counts;
 mod memory;
 mod unblock;
 
@@ -47,6 +48,7 @@ use crate::{
 };
 
 pub(super) use self::{
+    counts::{counted, rejections_left},
     memory::{merged, renamed, strictest},
     unblock::unblocked,
 };
@@ -259,15 +261,6 @@ pub(super) fn report(
         }
     }
     Some(guard)
-}
-
-/// Returns the rejections that ThingSpace may have counted so far.
-pub(super) fn counted(seen: &Observation) -> u32 {
-    match &seen.guard {
-        Some(guard) => guard.counted().saturating_add(u32::from(guard.attempt.is_some())),
-        None if seen.lost => COUNT_LIMIT,
-        None => ASSUMED,
-    }
 }
 
 /// Returns the guard without its attempt in progress, which counts as unanswered.

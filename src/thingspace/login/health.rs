@@ -6,6 +6,7 @@
 use std::{fmt, sync::Mutex};
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::{
@@ -14,7 +15,10 @@ use super::{
     guard::{COUNT_LIMIT, LOCK, Stopped},
     secrets::{Fingerprint, Half},
 };
-use crate::{lock::lock, reload::count_reload};
+use crate::{
+    lock::lock,
+    reload::{REFUSED, WatchedFiles, count_reload},
+};
 
 /// The health of the logins of a set of credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,10 +30,13 @@ pub(crate) struct LoginHealth {
     pub(crate) sentence: String,
     /// The state, for programs.
     pub(crate) state: LoginState,
+    /// Whether calls have both tokens. They work until they expire, or ThingSpace ends the session.
+    pub(crate) has_tokens: bool,
 }
 
 /// The state of the logins of a set of credentials.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum LoginState {
     LoggedIn,
     /// Nothing has needed a login yet.
@@ -37,6 +44,7 @@ pub(crate) enum LoginState {
     /// Another replica's login has had no answer yet.
     Elsewhere,
     /// It is not known yet whether logins are permitted.
+    #[default]
     Unknown,
     /// No token, and the gateway tries again.
     Failing,
@@ -82,6 +90,7 @@ pub(super) struct HealthTracker {
     name: String,
     state: Mutex<HealthTrackerState>,
     published: watch::Sender<LoginHealth>,
+    watched: WatchedFiles,
 }
 
 #[derive(Debug)]
@@ -109,7 +118,8 @@ impl HealthTracker {
             user: None,
         };
         let published = watch::Sender::new(state.health(name));
-        Self { name: name.to_owned(), state: Mutex::new(state), published }
+        let (name, state) = (name.to_owned(), Mutex::new(state));
+        Self { name, state, published, watched: WatchedFiles::new(FILES) }
     }
 
     pub(super) fn subscribe(&self) -> watch::Receiver<LoginHealth> {
@@ -136,7 +146,7 @@ impl HealthTracker {
         self.update(|state| {
             match &unusable {
                 Some(reason) if state.files != unusable => {
-                    count_reload(FILES, "refused");
+                    count_reload(FILES, REFUSED);
                     let sentence = unusable_sentence(&self.name, reason);
                     tracing::error!(credentials = self.name, "{sentence}");
                 }
@@ -146,6 +156,7 @@ impl HealthTracker {
                 ),
                 _ => {}
             }
+            self.watched.set_refused(unusable.is_some());
             state.files = unusable;
         });
     }
@@ -211,10 +222,11 @@ impl HealthTrackerState {
         };
         let failing = self.files.is_some() || worst.is_some();
         // Calls need a bearer token as well.
-        if failing && self.session && self.application.is_none() {
-            sentence += ". The current session still works";
+        let has_tokens = self.session && self.application.is_none();
+        if failing && has_tokens {
+            sentence += ". Calls succeed until the current session ends";
         }
-        LoginHealth { healthy, sentence, state }
+        LoginHealth { healthy, sentence, state, has_tokens }
     }
 }
 
@@ -315,9 +327,11 @@ mod tests {
         assert_eq!(health(), (true, "logged in".to_owned()));
         tracker.set(Half::User, Some(Problem::Rejected), FIRST);
         assert!(!health().0 && health().1.contains("user name or password of credentials main"));
-        assert!(health().1.ends_with("The current session still works"));
+        assert!(health().1.ends_with("Calls succeed until the current session ends"));
+        assert!(published.borrow().has_tokens);
         tracker.update(|state| state.session = false);
-        assert!(!health().0 && !health().1.contains("still works"));
+        assert!(!health().0 && !health().1.contains("succeed"));
+        assert!(!published.borrow().has_tokens);
         tracker.set(Half::User, Some(Problem::Stopped(Stopped::Rejected)), FIRST);
         tracker.set(Half::Application, unavailable("down"), FIRST);
         assert!(

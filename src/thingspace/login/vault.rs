@@ -61,8 +61,8 @@ pub(super) struct Vault {
     tasks: TaskTracker,
     /// The error of all renewals while an outcome is not stored.
     unstored: Mutex<Option<LoginError>>,
-    /// The rejections that ThingSpace may have counted, when the guard was last checked.
-    counted: Mutex<Option<u32>>,
+    /// The rejected logins that the guard still allowed when it was last checked.
+    rejections_left: Mutex<Option<u32>>,
 }
 
 /// What a renewal may do.
@@ -119,7 +119,7 @@ impl Vault {
             incarnation: Arc::clone(&context.incarnation),
             tasks: context.tasks.clone(),
             unstored: Mutex::default(),
-            counted: Mutex::default(),
+            rejections_left: Mutex::default(),
         }
     }
 
@@ -227,8 +227,8 @@ impl Vault {
     /// Returns the error with which a renewal would fail now.
     pub(super) async fn check_renewal(&self, identity: &HalfIdentity) -> Result<(), LoginError> {
         let (_, seen) = self.cells.observe(identity).await?;
-        *lock(&self.counted) = Some(guard::counted(&seen));
         let attempt = self.attempt(identity.fingerprint);
+        *lock(&self.rejections_left) = Some(guard::rejections_left(&seen, &attempt.fingerprint));
         let in_progress = seen.guard.as_ref().and_then(|guard| guard.attempt.as_ref());
         let own = in_progress.is_some_and(|other| other.incarnation == attempt.incarnation);
         match guard::next(&seen, &attempt, &self.settings) {
@@ -239,9 +239,9 @@ impl Vault {
         }
     }
 
-    /// Returns the rejected logins that the guard still allows, when it was last checked.
+    /// Returns the rejected logins that the guard still allowed when it was last checked.
     pub(super) fn rejections_left(&self) -> Option<u32> {
-        lock(&self.counted).map(|counted| guard::COUNT_LIMIT.saturating_sub(counted))
+        *lock(&self.rejections_left)
     }
 
     /// Permits one more attempt with every secret, for an operator.

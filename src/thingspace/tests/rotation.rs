@@ -51,7 +51,8 @@ async fn new_credentials_that_are_wrong_leave_the_session_be() {
         let said = timeout(PATIENCE, health.wait_for(|said| said.sentence.contains("rejected")));
         let said = said.await.unwrap().unwrap().clone();
         assert!(
-            !said.healthy && said.sentence.ends_with("The current session still works"),
+            !said.healthy
+                && said.sentence.ends_with("Calls succeed until the current session ends"),
             "{said:?}"
         );
         // Some looks later it still says what to do.
@@ -146,7 +147,7 @@ async fn a_closed_guard_is_told_while_a_session_still_works() {
     let stopped = |said: &super::super::LoginHealth| {
         !said.healthy
             && said.sentence.contains("unblock test --force")
-            && said.sentence.ends_with("The current session still works")
+            && said.sentence.ends_with("Calls succeed until the current session ends")
     };
     timeout(PATIENCE, health.wait_for(stopped)).await.unwrap().unwrap();
     world.call_for(Duration::from_secs(4), Result::is_ok).await;

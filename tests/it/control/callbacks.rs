@@ -49,8 +49,7 @@ async fn an_operator_lists_registers_rotates_and_deregisters() {
             .await
             .ends_with("is registered already.\n")
     );
-    let ours =
-        serde_json::json!({ "service": "DeviceProfileService", "host": "127.0.0.1", "ours": true });
+    let ours = serde_json::json!({ "service": "DeviceProfileService", "host": "127.0.0.1", "ours": true, "same_address": false });
     assert_eq!(list().await, serde_json::json!([{ "account": ACCOUNT, "registrations": [ours] }]));
     let table = told(&file, &["callbacks", "list", ACCOUNT]).await;
     assert!(
@@ -97,8 +96,11 @@ async fn another_registration_is_replaced_only_by_force() {
 
     for command in ["register", "rotate", "deregister"] {
         let taken = refused(&file, &["callbacks", command, ACCOUNT]).await;
-        assert!(taken.contains("go to production.example, which is not this gateway"), "{taken}");
-        assert!(taken.contains("`callbacks register --force`"), "{taken}");
+        assert!(
+            taken.contains("go to another system, which has registered a URL on production"),
+            "{taken}"
+        );
+        assert!(taken.contains(&format!("`callbacks register {ACCOUNT} --force`")), "{taken}");
         assert_eq!(url(), THEIRS, "{command}");
     }
     let table = told(&file, &["callbacks", "list"]).await;

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, net::SocketAddr};
 
-use crate::harness::within;
+use crate::harness::{Page, page_of};
 
 /// The families of a scrape, by name.
 #[derive(Debug, Default)]
@@ -29,12 +29,9 @@ pub async fn scrape(admin: SocketAddr) -> Scrape {
 
 /// Returns the type and the text of a scrape.
 pub async fn get(admin: SocketAddr, accept: &str) -> (String, String) {
-    let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
-    let url = format!("http://{admin}/metrics");
-    let answer = within("a scrape", http.get(url).header("accept", accept).send()).await.unwrap();
-    assert_eq!(answer.status(), 200);
-    let kind = answer.headers()["content-type"].to_str().unwrap().to_owned();
-    (kind, answer.text().await.unwrap())
+    let Page { status, headers, body } = page_of(admin, "/metrics", accept).await;
+    assert_eq!(status, 200);
+    (headers["content-type"].to_str().unwrap().to_owned(), body)
 }
 
 impl Scrape {

@@ -18,6 +18,40 @@ fn failing(gateway: &Gateway, why: &str) -> bool {
     matches!(state(gateway), Some(RegistrationState::Failing(said)) if said.contains(why))
 }
 
+/// A failed check says nothing about the registration, which is right.
+#[tokio::test]
+async fn a_registration_that_cannot_be_checked_is_not_missing() {
+    let upstream = upstream().await;
+    let mut config = upstream.called();
+    config.callbacks.recheck = Duration::from_secs(1);
+    let gateway = upstream.registering(config).await;
+    let error = What::page(http::StatusCode::INTERNAL_SERVER_ERROR);
+    upstream.sim.inject(Fault::always(Endpoint::ListCallbacks, When::BeforeEffect, error));
+    eventually("the check fails", async || {
+        matches!(
+            state(&gateway),
+            Some(RegistrationState::CheckFailing { was_registered: true, .. })
+        )
+    })
+    .await;
+    upstream.sim.clear_faults();
+    eventually("it is checked again", async || {
+        state(&gateway) == Some(RegistrationState::Registered)
+    })
+    .await;
+
+    // What was wrong before the failed check stays wrong.
+    upstream.sim.register(&account(), theirs());
+    eventually("another system has it", async || failing(&gateway, "go to another system")).await;
+    let listed = upstream.sim.ledger().calls(Endpoint::ListCallbacks);
+    let error = What::page(http::StatusCode::INTERNAL_SERVER_ERROR);
+    upstream.sim.inject(Fault::always(Endpoint::ListCallbacks, When::BeforeEffect, error));
+    let again = |ledger: &Ledger| ledger.calls(Endpoint::ListCallbacks) >= listed + 4;
+    upstream.sim.wait_until(DEADLINE, again).await;
+    assert!(failing(&gateway, "go to another system"), "{:?}", state(&gateway));
+    gateway.stop().await;
+}
+
 fn registrations(upstream: &Upstream) -> u64 {
     upstream.sim.ledger().calls(Endpoint::RegisterCallback)
 }

@@ -120,6 +120,42 @@ fn a_file_with_only_comments_is_a_warning_and_an_empty_one_a_problem() {
     assert_begin(&deployment(&config, None), &[&expected]);
 }
 
+/// rustls refuses it as that of a server, and `openssl req -x509` makes such a one.
+#[test]
+fn the_certificate_of_an_authority_as_that_of_a_server_is_a_warning() {
+    let (folder, mut config) = deployed();
+    let [cert, key] = ["tls.pem", "tls.key"].map(|name| folder.path().join(name));
+    config.callbacks.enabled = true;
+    config.callbacks.tls_cert_file.clone_from(&cert);
+    config.callbacks.tls_key_file.clone_from(&key);
+    (config.grpc.tls_cert_file, config.grpc.tls_key_file) = (cert.clone(), key.clone());
+    for (is_ca, problems) in [
+        (IsCa::ExplicitNoCa, &[][..]),
+        (IsCa::Ca(BasicConstraints::Unconstrained), &["grpc.tls_cert", "callbacks.tls_cert"]),
+    ] {
+        let mut params = CertificateParams::new(["gateway.example".to_owned()]).unwrap();
+        params.is_ca = is_ca;
+        let signing_key = KeyPair::generate().unwrap();
+        fs::write(&cert, params.self_signed(&signing_key).unwrap().pem()).unwrap();
+        fs::write(&key, signing_key.serialize_pem()).unwrap();
+        assert_begin(&deployment(&config, None), &[]);
+        assert_begin(&warnings(&config), problems);
+    }
+}
+
+#[test]
+fn authorities_of_a_key_set_need_https() {
+    let (folder, mut config) = deployed();
+    let jwt = &mut config.auth.jwt;
+    (jwt.issuer, jwt.audience) = ("issuer".to_owned(), "gateway".to_owned());
+    jwt.jwks_ca_file = folder.path().join("ca.pem");
+    config.auth.allow = vec![entry(&["*"], &["*"], &["*"])];
+    config.auth.jwt.jwks_url = "https://issuer.example/keys".to_owned();
+    assert_begin(&bounds(&config), &[]);
+    config.auth.jwt.jwks_url = "http://127.0.0.1:8080/keys".to_owned();
+    assert_begin(&bounds(&config), &["auth.jwt.jwks_ca_file: is used only with https://"]);
+}
+
 /// TLS accepts the certificates that it has issued.
 #[test]
 fn an_authority_that_has_expired_is_a_warning() {

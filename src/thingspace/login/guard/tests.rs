@@ -142,6 +142,29 @@ fn known() -> Scenario {
     case
 }
 
+/// Metrics show it, and an operator compares it with what happens.
+#[test]
+fn what_is_left_is_what_the_guard_still_allows() {
+    let mut cases = [known(), known(), known(), known(), Scenario::default()];
+    cases[1].rejected(1);
+    cases[2].unanswered(1).unanswered(1);
+    cases[3].rejected(2).rejected(2).rejected(3);
+    let expected = [2, 1, 1, 1, 1];
+    for (mut case, expected) in cases.into_iter().zip(expected) {
+        let left = |case: &Scenario| rejections_left(&look(case.guard.as_ref(), LONG), &[1]);
+        assert_eq!(left(&case), expected, "{:?}", case.guard);
+        for before in (1..=expected).rev() {
+            assert_eq!(left(&case), before);
+            case.rejected(1);
+        }
+        assert_eq!(left(&case), 0);
+        let next = case.next(LONG, &by("a", 1));
+        assert!(matches!(next, GuardDecision::Stopped(_)), "{next:?}");
+    }
+    let lost = Observation { lost: true, ..look(None, LONG) };
+    assert_eq!(rejections_left(&lost, &[1]), 0);
+}
+
 #[test]
 fn without_a_history_one_rejection_is_the_last() {
     let mut case = Scenario::default();
