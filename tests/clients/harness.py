@@ -57,14 +57,17 @@ def wait_until(condition, what):
     return result
 
 
+# In a random sequence, because other tests may run at the same time.
+PORTS = iter(random.sample(range(10_000, 32_768), 22_768))
+
+
 def free_port():
-    """A free port that no connection gets as its own while the program that listens on it is away."""
-    while True:
-        with socket.socket() as one:
-            port = random.randrange(10_000, 32_768)
-            with contextlib.suppress(OSError):
-                one.bind(("127.0.0.1", port))
-                return port
+    """A free port that no connection gets as its own while the program that listens on it is away. Returns no port twice."""
+    for port in PORTS:
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port is free")
 
 
 def fetch(url, method="GET", body=None):
