@@ -233,7 +233,8 @@ impl<B: Body<Data = Bytes> + Unpin> ResponseStream<B> {
                                 "ended responses that their callers did not read"
                             );
                         }
-                        return Err(Stopped::Trailers(self.connection.0.options.slow_reader.clone()));
+                        let trailers = self.connection.0.options.slow_reader.clone();
+                        return Err(Stopped::Trailers(trailers));
                     }
                     () = connection.0.closed.cancelled() => return Err(self.closed()),
                 }

@@ -49,7 +49,12 @@ async fn an_operator_lists_registers_rotates_and_deregisters() {
             .await
             .ends_with("is registered already.\n")
     );
-    let ours = serde_json::json!({ "service": "DeviceProfileService", "host": "127.0.0.1", "ours": true, "same_address": false });
+    let ours = serde_json::json!({
+        "service": "DeviceProfileService",
+        "host": "127.0.0.1",
+        "ours": true,
+        "same_address": false,
+    });
     assert_eq!(list().await, serde_json::json!([{ "account": ACCOUNT, "registrations": [ours] }]));
     let table = told(&file, &["callbacks", "list", ACCOUNT]).await;
     assert!(
