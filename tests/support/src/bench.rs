@@ -69,7 +69,7 @@ impl Drop for Helper {
 pub struct Usage {
     /// Resident memory in bytes.
     pub memory: f64,
-    /// Processor time since its start.
+    /// Processor time of its threads since their start. Threads that have ended do not count.
     pub processor: Duration,
 }
 
@@ -78,10 +78,13 @@ impl Usage {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         let kilobytes: f64 = resident.trim().trim_end_matches(" kB").parse().unwrap();
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        // The name in brackets may contain blanks. Fields 14 and 15 are in ticks of 10 ms.
-        let fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
-        let ticks: u64 = fields.skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum();
-        Self { memory: kilobytes * 1024.0, processor: Duration::from_millis(ticks * 10) }
+        // The stat file of the process has only ticks of 10 ms.
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let nanoseconds = threads.filter_map(|thread| {
+            let times = fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+            times.split_whitespace().next()?.parse::<u64>().ok()
+        });
+        let processor = Duration::from_nanos(nanoseconds.sum());
+        Self { memory: kilobytes * 1024.0, processor }
     }
 }
