@@ -9,6 +9,7 @@
 //! [`super::init`], for example in tests that run several gateways, they record nothing.
 
 mod process;
+mod readers;
 pub(crate) mod text;
 
 use std::{
@@ -24,7 +25,7 @@ use opentelemetry::{
 use opentelemetry_otlp::MetricExporter;
 use opentelemetry_sdk::{
     Resource,
-    metrics::{PeriodicReader, SdkMeterProvider},
+    metrics::{PeriodicReader, SdkMeterProvider, Temporality, exporter::PushMetricExporter},
 };
 
 use super::{
@@ -32,6 +33,7 @@ use super::{
     names::{self, Kind, Metric},
 };
 use crate::lock::lock;
+use readers::Readers;
 
 /// The most callers with a name of their own in metrics.
 const MAX_CALLERS: usize = 200;
@@ -255,11 +257,20 @@ pub(super) fn install(
     resource: Resource,
     exporter: Option<MetricExporter>,
 ) -> anyhow::Result<SdkMeterProvider> {
-    let mut provider =
-        SdkMeterProvider::builder().with_resource(resource).with_reader(text::reader()?);
-    if let Some(exporter) = exporter {
-        provider = provider.with_reader(PeriodicReader::builder(exporter).build());
-    }
+    let (provider, scraped) =
+        (SdkMeterProvider::builder().with_resource(resource), text::reader()?);
+    let provider = match exporter {
+        None => provider.with_reader(scraped),
+        Some(exporter) => {
+            let is_cumulative = exporter.temporality() == Temporality::Cumulative;
+            let sent = PeriodicReader::builder(exporter).build();
+            if is_cumulative {
+                provider.with_reader(Readers { scraped, sent })
+            } else {
+                provider.with_reader(scraped).with_reader(sent)
+            }
+        }
+    };
     let provider = provider.build();
     global::set_meter_provider(provider.clone());
     observe(&names::BUILD_INFO, |observe| {

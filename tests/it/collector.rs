@@ -34,10 +34,13 @@ use tonic::{Request, Response, Status, transport::server::TcpIncoming};
 use crate::harness::*;
 
 /// Variables of the developer's shell that change what is exported.
-const VARIABLES: [&str; 4] = [
+const VARIABLES: [&str; 7] = [
     "OTEL_EXPORTER_OTLP_ENDPOINT",
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
     "OTEL_EXPORTER_OTLP_PROTOCOL",
+    "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE",
+    "OTEL_TRACES_SAMPLER",
+    "OTEL_TRACES_SAMPLER_ARG",
     "OTEL_SDK_DISABLED",
 ];
 

@@ -5,7 +5,7 @@ mod text;
 use std::{collections::BTreeSet, time::Duration};
 
 use http::StatusCode;
-use opentelemetry_proto::tonic::metrics::v1::metric::Data;
+use opentelemetry_proto::tonic::metrics::v1::{metric::Data, number_data_point::Value};
 use secrecy::ExposeSecret;
 use test_support::sender::about;
 use thingspace_gateway::{
@@ -277,6 +277,33 @@ async fn a_scraper_chooses_the_format() {
     let gateway = Process::serve(&off, upstream.dir.path());
     let url = format!("http://{}/metrics", gateway.admin);
     assert_eq!(http.get(&url).send().await.unwrap().status(), 404);
+}
+
+/// A scrape takes no values from the collector, whether they share them or not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scrape_and_a_collector_get_the_same_values() {
+    let upstream = Upstream::manual().await;
+    for temporality in ["cumulative", "delta"] {
+        let (collector, address) = Collector::start().await;
+        let mut config = upstream.config();
+        config.telemetry.otlp_endpoint = format!("http://{address}");
+        let process = Process::spawn(
+            command(&upstream, &config)
+                .env("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", temporality),
+        );
+        place(&mut process.client().await, temporality, 0..2).await.unwrap();
+        for _ in 0..2 {
+            let scraped = scrape(process.admin).await;
+            assert_eq!(scraped.sum("thingspace_gateway_orders_total", &[]), Some(1.0));
+        }
+        process.terminate();
+        assert!(process.wait().await.0.success());
+        let metrics = collector.metrics();
+        let orders = metrics.iter().find(|metric| metric.name == "thingspace.gateway.orders");
+        let Some(Data::Sum(orders)) = &orders.unwrap().data else { panic!("{orders:?}") };
+        let values: Vec<_> = orders.data_points.iter().map(|point| point.value).collect();
+        assert_eq!(values, [Some(Value::AsInt(1))], "{temporality}");
+    }
 }
 
 /// A collector gets the same metrics, with their units, at the end of the process at the latest.
