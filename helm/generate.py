@@ -75,6 +75,7 @@ BOUNDS = {
     "polling.max_watched": ("polling.first", "24h"),
     "polling.max": ("polling.max_watched", "24h"),
     "polling.give_up": ("polling.max", "30d"),
+    "telemetry.trace_ratio": (0, 1),
     "limits.open_devices": (1, 10_000_000),
     "limits.closed_bytes": (1 << 20, 16 << 30),
     "limits.closed_in_memory": ("0s", "24h"),
@@ -111,6 +112,7 @@ STRINGS = {
     % {"one": r"[^,=\[\]{}\s]*(\[[^\]]*\])?(=(?i:trace|debug|info|warn|error|off|[0-5]))?"},
     "telemetry.otlp_protocol": "^(grpc|http)$",
     "telemetry.otlp_signals": "^ *(traces|metrics|logs)( *, *(traces|metrics|logs))* *$",
+    "telemetry.trace_sampler": "^(orders|always_on|always_off|traceidratio|parentbased_(always_on|always_off|traceidratio))$",
     "telemetry.otlp_endpoint": rf"^(https?://{HOST}{PORT}{PATH})?$",
 }
 CHOICES = {"store.nats.replicas": [1, 3, 5]}

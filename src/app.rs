@@ -39,6 +39,7 @@ use crate::{
     server::{self, CallService, Http2Options, ListenerOptions, tls::Tls},
     shutdown::Stop,
     store::{self, Store, embedded::Embedded, nats::Nats},
+    telemetry::Sampler,
     thingspace::{CallbackPasswords, Client},
 };
 use drain::Running;
@@ -202,8 +203,9 @@ impl App {
         let following = requests.clone();
         let (draining, stopping) = (drain.clone(), background.clone());
         let follower = tokio::spawn(async move { following.run(draining, stopping).await });
-        let limits = Limits::new(&config);
-        let services = grpc::layers(routes, callers.clone(), limits, config.grpc.receive_timeout);
+        let (limits, sampler) = (Limits::new(&config), Sampler::new(&config.telemetry));
+        let receive_timeout = config.grpc.receive_timeout;
+        let services = grpc::layers(routes, callers.clone(), limits, receive_timeout, sampler);
         let serving = serve_grpc(
             config.grpc.clone(),
             self.listener,

@@ -29,6 +29,7 @@ pub use sections::{
     AdminConfig, AllowConfig, AuthConfig, CallbacksConfig, ClientCert, ControlConfig,
     CredentialsConfig, GrpcConfig, JwtConfig, LimitsConfig, LogFormat, NatsConfig, OtlpProtocol,
     OtlpSignals, PollingConfig, StoreConfig, StoreKind, TelemetryConfig, ThingSpaceConfig,
+    TraceSampler,
 };
 
 /// The longest user name or password of callbacks that ThingSpace accepts, in characters.

@@ -25,7 +25,11 @@ use std::time::Duration;
 
 use tonic::service::Routes;
 
-use crate::{auth::Authenticator, server::CallService, telemetry::rpc::Rpc};
+use crate::{
+    auth::Authenticator,
+    server::CallService,
+    telemetry::{Sampler, rpc::Rpc},
+};
 use authenticate::Authenticate;
 use authorize::Authorize;
 use gate::Gate;
@@ -59,6 +63,7 @@ pub(crate) fn layers(
     authenticator: Authenticator,
     limits: Limits,
     receive_timeout: Duration,
+    sampler: Sampler,
 ) -> impl CallService {
     counts::start();
     let service = Middleware::new(routes);
@@ -66,5 +71,5 @@ pub(crate) fn layers(
     let service = Authorize::new(service, authenticator.clone());
     let service = Limit::new(service, limits);
     let service = Authenticate::new(service, authenticator);
-    Gate::new(Rpc::new(service))
+    Gate::new(Rpc::new(service, sampler))
 }

@@ -4,7 +4,8 @@
 //! - Metrics are at `/metrics` of the admin listener; [`names`] lists them.
 //! - An OTLP [`collector`] gets logs, metrics and traces, if one is configured. The exporter's own
 //!   traffic is neither logged there nor traced, because each export would cause another one.
-//!   Without a collector, no span is created.
+//!   Without a collector, no span is created, and with one only those that the [`sampler`]
+//!   chooses.
 //!
 //! A collector that does not answer delays only the end of the process, by at most
 //! [`FLUSH_TIMEOUT`].
@@ -16,6 +17,7 @@ pub(crate) mod metrics;
 pub(crate) mod names;
 pub(crate) mod recent_errors;
 pub(crate) mod rpc;
+mod sampler;
 
 use std::{
     io::{self, IsTerminal},
@@ -27,10 +29,14 @@ use anyhow::Context;
 use opentelemetry::{KeyValue, global, trace::TracerProvider};
 use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
 use opentelemetry_sdk::{
-    Resource, error::OTelSdkResult, logs::SdkLoggerProvider, metrics::SdkMeterProvider,
-    propagation::TraceContextPropagator, trace::SdkTracerProvider,
+    Resource,
+    error::OTelSdkResult,
+    logs::SdkLoggerProvider,
+    metrics::SdkMeterProvider,
+    propagation::TraceContextPropagator,
+    trace::{Sampler as SpanSampler, SdkTracerProvider},
 };
-use tracing::Metadata;
+use tracing::{Metadata, level_filters::LevelFilter};
 use tracing_subscriber::{
     EnvFilter, Layer, Registry,
     filter::{FilterExt, filter_fn},
@@ -45,6 +51,7 @@ use collector::Collector;
 pub(crate) use audit::{AUDIT, AuditEntry, PendingEntry};
 pub(crate) use collector::read_headers;
 pub(crate) use metrics::{attribute, metrics};
+pub(crate) use sampler::Sampler;
 
 const SERVICE_NAME: &str = "thingspace-gateway";
 
@@ -74,7 +81,12 @@ pub fn init(config: &TelemetryConfig) -> anyhow::Result<Telemetry> {
     let collector = collector.as_ref();
     let OtlpSignals { traces, metrics, logs } = config.otlp_signals;
     let traces = collector.filter(|_| traces).map(Collector::traces).transpose()?.map(|exporter| {
-        SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource()).build()
+        SdkTracerProvider::builder()
+            // Spans that are not sampled are not created.
+            .with_sampler(SpanSampler::AlwaysOn)
+            .with_batch_exporter(exporter)
+            .with_resource(resource())
+            .build()
     });
     let logs = collector.filter(|_| logs).map(Collector::logs).transpose()?.map(|exporter| {
         SdkLoggerProvider::builder().with_batch_exporter(exporter).with_resource(resource()).build()
@@ -93,11 +105,11 @@ pub fn init(config: &TelemetryConfig) -> anyhow::Result<Telemetry> {
             .with_target(false)
             .with_threads(false)
             .with_tracked_inactivity(false);
-        let filter = EnvFilter::new("info").and(filter_fn(is_not_exporter));
-        layers.push(spans.with_filter(filter).boxed());
+        layers.push(spans.with_filter(Sampler::new(config)).boxed());
     }
     if let Some(logs) = &logs {
-        let filter = lines(config)?.and(filter_fn(is_not_exporter));
+        let sent = filter_fn(is_not_exporter).with_max_level_hint(LevelFilter::TRACE);
+        let filter = lines(config)?.and(sent);
         layers.push(OpenTelemetryTracingBridge::new(logs).with_filter(filter).boxed());
     }
     tracing_subscriber::registry().with(layers).try_init()?;
@@ -108,8 +120,12 @@ pub fn init(config: &TelemetryConfig) -> anyhow::Result<Telemetry> {
 /// spans, and every audit line.
 fn lines(config: &TelemetryConfig) -> anyhow::Result<impl Filter<Registry> + use<>> {
     let filter = EnvFilter::try_new(&config.log_filter).context("telemetry.log_filter")?;
-    let audit = filter_fn(|metadata| metadata.target() == AUDIT);
-    Ok(filter.or(audit).and(filter_fn(|metadata| !metadata.is_span())))
+    let audit =
+        filter_fn(|metadata| *metadata.level() <= LevelFilter::INFO && metadata.target() == AUDIT);
+    let is_line = filter_fn(|metadata| !metadata.is_span());
+    // Without these hints, the most detailed lines and spans of libraries are looked at, too.
+    let audit = audit.with_max_level_hint(LevelFilter::INFO);
+    Ok(filter.or(audit).and(is_line.with_max_level_hint(LevelFilter::TRACE)))
 }
 
 fn is_not_exporter(metadata: &Metadata<'_>) -> bool {

@@ -1,5 +1,6 @@
 //! Measures what telemetry costs: the processor time of the gateway for a status call that is
-//! answered from memory, without a collector, with one, and with one that does not answer.
+//! answered from memory, without a collector, with one, with one that does not answer, and with one
+//! that gets a trace of every call.
 //!
 //! The gateways and the client are processes of their own. The collector, which takes everything
 //! and keeps nothing, runs in this process. The gateways take turns, so that a busy machine
@@ -22,6 +23,7 @@ use test_support::{
     harness::{Client, Process, Upstream, connect, device, get_status, place, status_call},
 };
 use thingspace_gateway::{
+    config::TraceSampler,
     identity::RequestId,
     simulator::{DeviceResult, Mode, Options},
 };
@@ -65,9 +67,10 @@ async fn measure() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let silent = format!("http://{}", silent.local_addr().unwrap());
     let mut gateways = vec![
-        gateway("no collector", "").await,
-        gateway("a collector", &collector).await,
-        gateway("a collector that does not answer", &silent).await,
+        gateway("no collector", "", TraceSampler::Orders).await,
+        gateway("a collector", &collector, TraceSampler::Orders).await,
+        gateway("a collector that does not answer", &silent, TraceSampler::Orders).await,
+        gateway("a collector, every call traced", &collector, TraceSampler::AlwaysOn).await,
     ];
     for round in 0..=ROUNDS {
         for gateway in &mut gateways {
@@ -99,11 +102,12 @@ fn median(rounds: &[f64]) -> f64 {
 }
 
 /// Starts a gateway that knows a finished request.
-async fn gateway(name: &'static str, collector: &str) -> Measured {
+async fn gateway(name: &'static str, collector: &str, sampler: TraceSampler) -> Measured {
     let upstream = Upstream::start(Options { mode: Mode::Manual, ..Options::default() }).await;
     let mut config = upstream.quiet();
     config.limits.caller_calls_per_second = 1_000_000;
     collector.clone_into(&mut config.telemetry.otlp_endpoint);
+    config.telemetry.trace_sampler = sampler;
     let process = Process::serve(&config, upstream.dir.path());
     let mut client = process.client().await;
     let id = place(&mut client, "key", 0..1).await.unwrap();

@@ -30,7 +30,7 @@ use std::{
 use futures_util::future::join_all;
 use tokio::sync::Mutex;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::warn;
+use tracing::{Instrument, info_span, warn};
 
 use self::{
     account::{AccountRegistrar, AccountRegistrarState},
@@ -320,6 +320,7 @@ impl Registrar {
             drop(states);
             outcome
         };
+        let operation = operation.instrument(info_span!(parent: None, "registration"));
         self.0.tasks.spawn(operation).await.unwrap_or(Err(RegistrationError::Panicked))
     }
 }

@@ -263,12 +263,12 @@ impl TryFrom<String> for StoreKind {
     }
 }
 
-fn choose<T: Copy>(text: &str, choices: [(&str, T); 2]) -> Result<T, String> {
-    let [(one, _), (other, _)] = choices;
+fn choose<T: Copy, const N: usize>(text: &str, choices: [(&str, T); N]) -> Result<T, String> {
     let chosen = choices.iter().find(|(name, _)| *name == text);
-    chosen
-        .map(|(_, choice)| *choice)
-        .ok_or_else(|| format!("{text:?} is unknown; write {one:?} or {other:?}"))
+    chosen.map(|(_, choice)| *choice).ok_or_else(|| {
+        let names = choices.map(|(name, _)| format!("{name:?}"));
+        format!("{text:?} is unknown; write {}", names.join(" or "))
+    })
 }
 
 /// `[control]`: the socket for operators.
@@ -316,6 +316,8 @@ pub struct TelemetryConfig {
     pub otlp_signals: OtlpSignals,
     pub otlp_headers_file: PathBuf,
     pub otlp_ca_file: PathBuf,
+    pub trace_sampler: TraceSampler,
+    pub trace_ratio: f64,
 }
 
 /// How the collector is called.
@@ -370,6 +372,40 @@ impl From<OtlpSignals> for String {
         let names: Vec<_> =
             signals.into_iter().filter_map(|(sent, name)| sent.then_some(name)).collect();
         names.join(",")
+    }
+}
+
+/// What decides whether a call is traced. The names are those of `OTEL_TRACES_SAMPLER`, and ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", rename_all(serialize = "snake_case"))]
+pub enum TraceSampler {
+    /// What the gateway does for orders, what callers trace, and a share of the other calls.
+    Orders,
+    AlwaysOn,
+    AlwaysOff,
+    #[serde(rename(serialize = "traceidratio"))]
+    TraceIdRatio,
+    #[serde(rename(serialize = "parentbased_always_on"))]
+    ParentBasedAlwaysOn,
+    #[serde(rename(serialize = "parentbased_always_off"))]
+    ParentBasedAlwaysOff,
+    #[serde(rename(serialize = "parentbased_traceidratio"))]
+    ParentBasedTraceIdRatio,
+}
+
+impl TryFrom<String> for TraceSampler {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let choices = [
+            ("orders", Self::Orders),
+            ("always_on", Self::AlwaysOn),
+            ("always_off", Self::AlwaysOff),
+            ("traceidratio", Self::TraceIdRatio),
+            ("parentbased_always_on", Self::ParentBasedAlwaysOn),
+            ("parentbased_always_off", Self::ParentBasedAlwaysOff),
+            ("parentbased_traceidratio", Self::ParentBasedTraceIdRatio),
+        ];
+        choose(&text, choices)
     }
 }
 

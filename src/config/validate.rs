@@ -261,6 +261,7 @@ impl Problems {
                 telemetry.log_filter
             ));
         }
+        self.number("telemetry.trace_ratio", telemetry.trace_ratio, 0.0..=1.0);
         if !telemetry.otlp_endpoint.is_empty() {
             self.url("telemetry.otlp_endpoint", &telemetry.otlp_endpoint);
         }

@@ -1,9 +1,11 @@
 //! A server span, a log line and the metrics of each call, from its request to the end of its last
 //! message.
 //!
+//! Whether a call has a span is decided when it begins ([`Sampler`]).
+//!
 //! A call ends as CANCELLED when its caller hangs up or resets it, even before the request has
 //! arrived completely. Spans contain nothing from the messages. Log lines contain only the caller,
-//! the account and the id of the request. Without a collector there is no span.
+//! the account and the id of the request.
 
 mod subject;
 
@@ -17,12 +19,12 @@ use std::{
     time::Instant,
 };
 
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use opentelemetry::{
     Context as TraceContext,
     propagation::{Extractor, TextMapPropagator},
-    trace::TraceContextExt,
+    trace::{TraceContextExt, TraceId},
 };
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tonic::Code;
@@ -32,16 +34,19 @@ use tracing::{Instrument, Span, field::Empty};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::{
+    Sampler,
     metrics::{attribute, caller_attribute, metrics},
-    names, recent_errors,
+    names, recent_errors, sampler,
 };
 use crate::log_throttle::LogThrottle;
 pub(crate) use subject::CallSubject;
 
+const ORDER: &str = "thingspace.esim.v1.EsimService/DownloadProfile";
+
 /// The methods that metrics, spans and log lines name. A path of a caller's choice is not named,
 /// because it may be long, or an identity.
 const METHODS: [&str; 8] = [
-    "thingspace.esim.v1.EsimService/DownloadProfile",
+    ORDER,
     "thingspace.esim.v1.EsimService/GetRequestStatus",
     "thingspace.esim.v1.EsimService/WatchRequest",
     "grpc.health.v1.Health/Check",
@@ -73,11 +78,12 @@ static EXPECTED_FAILURES: LogThrottle = LogThrottle::with_lines(EXPECTED_LINES);
 #[derive(Debug, Clone)]
 pub(crate) struct Rpc<S> {
     inner: S,
+    sampler: Sampler,
 }
 
 impl<S> Rpc<S> {
-    pub(crate) fn new(inner: S) -> Self {
-        Self { inner }
+    pub(crate) fn new(inner: S, sampler: Sampler) -> Self {
+        Self { inner, sampler }
     }
 }
 
@@ -96,7 +102,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<In>) -> Self::Future {
-        let mut call = RpcCall::begin(&request);
+        let mut call = RpcCall::begin(&request, &self.sampler);
         request.extensions_mut().insert(call.subject.clone());
         let observer = call.reset.clone();
         let request = request.map(|inner| ObservedBody { inner, observer });
@@ -183,35 +189,30 @@ pub(crate) struct RpcCall {
     span: Span,
     method: &'static str,
     subject: CallSubject,
-    /// The header with the caller's trace.
-    parent: Option<Box<HeaderValue>>,
+    /// The id of the caller's trace, if it sent one.
+    caller_trace: TraceId,
     began: Instant,
     reset: ResetFlag,
     ended: bool,
 }
 
 impl RpcCall {
-    fn begin<B>(request: &Request<B>) -> Self {
+    fn begin<B>(request: &Request<B>, sampler: &Sampler) -> Self {
         let path = request.uri().path().trim_start_matches('/');
         let method = METHODS.iter().find(|known| **known == path).copied().unwrap_or(names::OTHER);
-        let span = tracing::info_span!(
-            "rpc",
-            otel.name = method,
-            otel.kind = "server",
-            otel.status_code = Empty,
-            { names::RPC_SYSTEM_NAME } = "grpc",
-            { names::RPC_METHOD } = method,
-            { names::RPC_RESPONSE_STATUS_CODE } = Empty,
-            { names::ERROR_TYPE } = Empty,
-        );
-        if !span.is_disabled() {
-            let parent = TraceContextPropagator::new().extract(&TraceHeaders(request.headers()));
-            // The parent cannot change after the span is entered. This span is new.
-            let _ = span.set_parent(parent);
-        }
-        let parent = request.headers().get(TRACE_PARENT).cloned().map(Box::new);
+        let headers = request.headers();
+        let caller = headers
+            .contains_key(TRACE_PARENT)
+            .then(|| TraceContextPropagator::new().extract(&TraceHeaders(headers)));
+        let caller_trace =
+            caller.as_ref().map_or(TraceId::INVALID, |it| it.span().span_context().trace_id());
+        let span = if sampler.traces_call(method == ORDER, caller.as_ref()) {
+            span(method, caller)
+        } else {
+            Span::none()
+        };
         let (subject, reset) = Default::default();
-        Self { span, method, subject, parent, began: Instant::now(), reset, ended: false }
+        Self { span, method, subject, caller_trace, began: Instant::now(), reset, ended: false }
     }
 
     fn end(&mut self, code: Code, headers: Option<&HeaderMap>) {
@@ -290,17 +291,31 @@ impl RpcCall {
 
     /// Returns the id of the call's trace. Without a span, it is that of the caller, if any.
     fn trace_id(&self) -> Option<String> {
-        let context = if self.span.is_disabled() {
-            let mut headers = HeaderMap::new();
-            headers.insert(TRACE_PARENT, *self.parent.clone()?);
-            TraceContextPropagator::new()
-                .extract_with_context(&TraceContext::new(), &TraceHeaders(&headers))
+        let trace = if self.span.is_disabled() {
+            self.caller_trace
         } else {
-            self.span.context()
+            self.span.context().span().span_context().trace_id()
         };
-        let context = context.span().span_context().clone();
-        context.is_valid().then(|| context.trace_id().to_string())
+        (trace != TraceId::INVALID).then(|| trace.to_string())
     }
+}
+
+fn span(method: &'static str, caller: Option<TraceContext>) -> Span {
+    let span = tracing::info_span!(
+        sampler::CALL,
+        otel.name = method,
+        otel.kind = "server",
+        otel.status_code = Empty,
+        { names::RPC_SYSTEM_NAME } = "grpc",
+        { names::RPC_METHOD } = method,
+        { names::RPC_RESPONSE_STATUS_CODE } = Empty,
+        { names::ERROR_TYPE } = Empty,
+    );
+    if let Some(caller) = caller {
+        // The parent cannot change after the span is entered. This span is new.
+        let _ = span.set_parent(caller);
+    }
+    span
 }
 
 /// The header of the W3C trace context.

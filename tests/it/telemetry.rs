@@ -8,9 +8,12 @@ use std::{
 };
 
 use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind};
-use thingspace_gateway::simulator::{CallbackOptions, DeviceResult};
+use thingspace_gateway::{
+    identity::RequestId,
+    simulator::{CallbackOptions, DeviceResult},
+};
 use tokio::net::TcpListener;
-use tonic::Request;
+use tonic::{Code, Request};
 
 use crate::{
     collector::{Collector, command, message},
@@ -20,6 +23,10 @@ use crate::{
 /// The trace of the caller.
 const TRACE: u128 = 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736;
 const PARENT: u64 = 0x00f0_67aa_0ba9_02b7;
+
+const SERVICE: &str = "thingspace.esim.v1.EsimService";
+const POST: &str = "POST /m2m/v1/devices/profile/actions/download";
+const GET: &str = "GET /m2m/v2/accounts/{account}/requests/{request}/status";
 
 fn trace(span: &Span) -> u128 {
     u128::from_be_bytes(span.trace_id.as_slice().try_into().unwrap())
@@ -32,6 +39,14 @@ fn parent(span: &Span) -> u64 {
 fn traced<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     let context = format!("00-{TRACE:032x}-{PARENT:016x}-01");
+    request.metadata_mut().insert("traceparent", context.parse().unwrap());
+    request
+}
+
+/// A call whose caller has a trace and does not record it.
+fn unsampled<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    let context = format!("00-{TRACE:032x}-{PARENT:016x}-00");
     request.metadata_mut().insert("traceparent", context.parse().unwrap());
     request
 }
@@ -65,7 +80,7 @@ async fn a_call_is_a_span_of_its_callers_trace_with_its_upstream_calls_below() {
     );
     let mut client = process.client().await;
     let answer = client.download_profile(traced(order("k", 0..2))).await.unwrap().into_inner();
-    let id = thingspace_gateway::identity::RequestId::parse(&answer.request_id).unwrap();
+    let id = RequestId::parse(&answer.request_id).unwrap();
     client.get_request_status(traced(status_call(&id))).await.unwrap();
     client.download_profile(traced(order("k", 0..1))).await.unwrap_err();
     process.terminate();
@@ -73,20 +88,18 @@ async fn a_call_is_a_span_of_its_callers_trace_with_its_upstream_calls_below() {
 
     // The gateway flushes its spans at its end, so all have arrived.
     let spans = collector.spans();
-    let service = "thingspace.esim.v1.EsimService";
     let orders: Vec<_> =
-        spans.iter().filter(|span| span.name == format!("{service}/DownloadProfile")).collect();
+        spans.iter().filter(|span| span.name == format!("{SERVICE}/DownloadProfile")).collect();
     assert_eq!(orders.len(), 2, "{spans:#?}");
     assert!(orders.iter().all(|span| span.kind() == SpanKind::Server));
-    let post = the(&spans, SpanKind::Client, "POST /m2m/v1/devices/profile/actions/download");
-    let asked = the(&spans, SpanKind::Server, &format!("{service}/GetRequestStatus"));
+    let post = the(&spans, SpanKind::Client, POST);
+    let asked = the(&spans, SpanKind::Server, &format!("{SERVICE}/GetRequestStatus"));
     for call in orders.iter().copied().chain([asked]) {
         assert_eq!((trace(call), parent(call)), (TRACE, PARENT));
     }
     let first = orders.iter().min_by_key(|span| span.start_time_unix_nano).unwrap();
     assert_descends(&spans, post, first);
-    let get = "GET /m2m/v2/accounts/{account}/requests/{request}/status";
-    let status_calls: Vec<_> = spans.iter().filter(|span| span.name == get).collect();
+    let status_calls: Vec<_> = spans.iter().filter(|span| span.name == GET).collect();
     assert!(
         !status_calls.is_empty() && status_calls.iter().all(|span| span.kind() == SpanKind::Client)
     );
@@ -101,6 +114,73 @@ async fn a_call_is_a_span_of_its_callers_trace_with_its_upstream_calls_below() {
     assert!(received.contains("service.name") && received.contains("thingspace-gateway"));
     for secret in [&device(0).eid, &device(0).iccid, "simulator-secret", "simulator-password"] {
         assert!(!received.contains(secret), "{secret} is exported");
+    }
+}
+
+/// Orders are traced, and what the gateway does for them. Other calls have no spans, nor has what
+/// they cause.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_orders_are_traced_if_no_caller_traces() {
+    let upstream = Upstream::manual().await;
+    let (collector, address) = Collector::start().await;
+    let mut config = upstream.config();
+    config.telemetry.otlp_endpoint = format!("http://{address}");
+    config.telemetry.trace_ratio = 0.0;
+    let process = Process::spawn(&mut command(&upstream, &config));
+    let mut client = process.client().await;
+    let answer = client.download_profile(unsampled(order("k", 0..2))).await.unwrap().into_inner();
+    let id = RequestId::parse(&answer.request_id).unwrap();
+    watch(&mut client, &id, "").await.unwrap().snapshot().await;
+    // The gateway asks ThingSpace about a request that it does not know.
+    let elsewhere = status_call(&RequestId::parse("elsewhere").unwrap());
+    for call in [Request::new(elsewhere.clone()), unsampled(elsewhere)] {
+        assert_eq!(client.get_request_status(call).await.unwrap_err().code(), Code::NotFound);
+    }
+    process.terminate();
+    assert!(process.wait().await.0.success());
+
+    let spans = collector.spans();
+    let order = the(&spans, SpanKind::Server, &format!("{SERVICE}/DownloadProfile"));
+    assert_eq!(parent(order), PARENT);
+    assert_descends(&spans, the(&spans, SpanKind::Client, POST), order);
+    for span in &spans {
+        let is_root = ["poll", "renewal"].contains(&&*span.name);
+        assert_eq!(span.parent_span_id.is_empty(), is_root, "{span:#?}");
+        let is_order = span.name.ends_with("/DownloadProfile");
+        assert_eq!(span.kind() == SpanKind::Server, is_order, "{span:#?}");
+    }
+    let named = |name: &str| spans.iter().filter(|span| span.name == name).collect::<Vec<_>>();
+    let polls = named("poll");
+    for query in named(GET) {
+        let parent = |poll: &&&Span| poll.span_id == query.parent_span_id;
+        assert!(polls.iter().any(|poll| parent(&poll)), "{query:#?}");
+    }
+    assert_eq!(named("renewal").len(), 2);
+}
+
+/// The variables of OpenTelemetry choose another sampler, also for orders.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sampler_of_opentelemetry() {
+    let upstream = Upstream::manual().await;
+    for (sampler, ratio, traces) in
+        [("always_on", "", true), ("traceidratio", "0", false), ("always_off", "", false)]
+    {
+        let (collector, address) = Collector::start().await;
+        let mut config = upstream.config();
+        config.telemetry.otlp_endpoint = format!("http://{address}");
+        let mut command = command(&upstream, &config);
+        command.env("OTEL_TRACES_SAMPLER", sampler).env("OTEL_TRACES_SAMPLER_ARG", ratio);
+        let process = Process::spawn(&mut command);
+        let mut client = process.client().await;
+        let answer = client.download_profile(traced(order(sampler, 0..2))).await.unwrap();
+        let id = RequestId::parse(&answer.into_inner().request_id).unwrap();
+        get_status(&mut client, status_call(&id)).await.unwrap();
+        process.terminate();
+        assert!(process.wait().await.0.success());
+        let spans = collector.spans();
+        assert_eq!(spans.is_empty(), !traces, "{sampler}: {spans:#?}");
+        let is_status = |span: &Span| span.name == format!("{SERVICE}/GetRequestStatus");
+        assert_eq!(spans.iter().any(is_status), traces, "{sampler}: {spans:#?}");
     }
 }
 
@@ -127,7 +207,8 @@ fn is_caused(spans: &[Span], span: &Span, by: &Span) -> bool {
 async fn links_connect_what_happens_to_a_request() {
     let upstream = Upstream::calling(CallbackOptions::default()).await;
     let (collector, address) = Collector::start().await;
-    let config = upstream.called_process();
+    let mut config = upstream.called_process();
+    config.telemetry.trace_ratio = 1.0;
     let process = Process::spawn(
         command(&upstream, &config).env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{address}")),
     );

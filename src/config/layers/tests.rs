@@ -1,6 +1,7 @@
 use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use super::*;
+use crate::config::TraceSampler;
 
 fn env<const N: usize>(pairs: [(&str, &str); N]) -> HashMap<String, String> {
     pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
@@ -138,6 +139,20 @@ fn well_known_variables_set_keys() {
     assert_eq!(endpoint(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "")]), "");
     let filter = merge(None, &env([("RUST_LOG", "debug")])).0.telemetry.log_filter;
     assert_eq!(filter, "debug");
+    let sampler = [("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")];
+    let telemetry = merge(None, &env(sampler)).0.telemetry;
+    assert_eq!(telemetry.trace_sampler, TraceSampler::ParentBasedTraceIdRatio);
+    let ratio = merge(None, &env([("OTEL_TRACES_SAMPLER_ARG", "0.5")])).0.telemetry.trace_ratio;
+    assert!((ratio - 0.5).abs() < f64::EPSILON);
+    let wrong =
+        env([("OTEL_TRACES_SAMPLER", "jaeger_remote"), ("OTEL_TRACES_SAMPLER_ARG", "half")]);
+    let lines = problems(merged("", &wrong));
+    let [ratio, sampler] = &lines[..] else { panic!("{lines:#?}") };
+    assert!(sampler.contains("write \"orders\" or \"always_on\" or "), "{sampler}");
+    assert_eq!(
+        ratio,
+        "telemetry.trace_ratio: \"half\" is not a number (from OTEL_TRACES_SAMPLER_ARG)"
+    );
 }
 
 #[test]

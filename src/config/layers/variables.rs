@@ -15,11 +15,13 @@ const SEPARATOR: &str = "__";
 
 /// The well-known variables and their keys. A later entry overrides an earlier one with the same
 /// key, and the gateway's own variables override all of them.
-const WELL_KNOWN: [(&str, &[&str]); 4] = [
+const WELL_KNOWN: [(&str, &[&str]); 6] = [
     ("RUST_LOG", &["telemetry", "log_filter"]),
     ("OTEL_EXPORTER_OTLP_ENDPOINT", &["telemetry", "otlp_endpoint"]),
     ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &["telemetry", "otlp_endpoint"]),
     ("OTEL_EXPORTER_OTLP_PROTOCOL", &["telemetry", "otlp_protocol"]),
+    ("OTEL_TRACES_SAMPLER", &["telemetry", "trace_sampler"]),
+    ("OTEL_TRACES_SAMPLER_ARG", &["telemetry", "trace_ratio"]),
 ];
 
 /// Returns the settings. Adds a problem for each variable that names no key, or whose text does not
@@ -29,12 +31,15 @@ pub(super) fn settings(
     defaults: &Table,
     problems: &mut Problems,
 ) -> Vec<Setting> {
-    let well_known = WELL_KNOWN.into_iter().filter_map(|(name, key)| {
-        let value = env.get(name).filter(|value| !value.is_empty())?;
+    let mut settings = Vec::new();
+    for (name, key) in WELL_KNOWN {
+        let Some(text) = env.get(name).filter(|text| !text.is_empty()) else { continue };
         let key = key.iter().map(ToString::to_string).collect();
-        Some(Setting { key, value: Value::from(value.as_str()), origin: format!("from {name}") })
-    });
-    let mut settings: Vec<_> = well_known.collect();
+        match parsed(key, text, defaults, format!("from {name}")) {
+            Ok(setting) => settings.push(setting),
+            Err(problem) => problems.push(problem),
+        }
+    }
     let mut own: Vec<_> = env.iter().filter(|(name, _)| has_prefix(name)).collect();
     own.sort();
     for (name, text) in own {
@@ -72,8 +77,17 @@ fn setting(name: &str, text: &str, defaults: &Table) -> Result<Option<Setting>, 
     if key.iter().any(String::is_empty) || (1..key.len()).any(|end| is_value(&key[..end])) {
         return Err(no_such_variable(name, rest, defaults));
     }
+    parsed(key, text, defaults, origin).map(Some)
+}
+
+fn parsed(
+    key: Vec<String>,
+    text: &str,
+    defaults: &Table,
+    origin: String,
+) -> Result<Setting, String> {
     match parse(default_of(defaults, &key), text) {
-        Ok(value) => Ok(Some(Setting { key, value, origin })),
+        Ok(value) => Ok(Setting { key, value, origin }),
         Err(wrong) => Err(format!("{}: {text:?} is {wrong} ({origin})", key.join("."))),
     }
 }

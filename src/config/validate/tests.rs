@@ -208,10 +208,16 @@ fn telemetry_is_checked_before_it_starts() {
     let mut config = Config::defaults();
     config.telemetry.log_filter = "info,thingspace_gateway=loud".to_owned();
     config.telemetry.otlp_endpoint = "https://collector:99999".to_owned();
+    config.telemetry.trace_ratio = 1.5;
     assert_begin(
         &bounds(&config),
-        &["telemetry.log_filter: ", "telemetry.otlp_endpoint: has a port that does not exist"],
+        &[
+            "telemetry.log_filter: ",
+            "telemetry.trace_ratio: 1.5 is out of bounds; must be 0 to 1",
+            "telemetry.otlp_endpoint: has a port that does not exist",
+        ],
     );
+    config.telemetry.trace_ratio = 1.0;
     config.telemetry.log_filter = "debug".to_owned();
     config.telemetry.otlp_endpoint = "collector".to_owned();
     assert_begin(&bounds(&config), &["telemetry.otlp_endpoint: "]);

@@ -12,6 +12,7 @@ use std::{
 
 use http::HeaderValue;
 use tokio::{sync::watch, time::Instant};
+use tracing::{Instrument, info_span};
 
 use super::{
     error::{LoginError, Problem},
@@ -155,6 +156,8 @@ impl Slot {
         let (done, renewal) = watch::channel(None);
         let slot = Arc::clone(self);
         let renewing = renew(state.last.as_ref().map(|(id, _)| *id));
+        // A trace of its own, because several calls may wait for it.
+        let renewing = renewing.instrument(info_span!(parent: None, "renewal"));
         tokio::spawn(async move {
             // In a task of its own, so that a panic has a result as well.
             let renewed = tokio::spawn(renewing).await.unwrap_or_else(|_| Err(aborted()));
