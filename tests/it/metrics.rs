@@ -79,15 +79,8 @@ impl Scenario {
     }
 }
 
-/// Everything that a gateway with an embedded store measures.
-async fn embedded() -> Scrape {
-    let it = Scenario::start().await;
-    it.reaches("thingspace_gateway_registration_state", &[("state", "registered")], 1.0).await;
-    let mut client = it.gateway.client().await;
-    let sim = &it.upstream.sim;
-
-    // What alerts count is there before its first event.
-    let now = it.scrape().await;
+/// What alerts count is there before its first event.
+fn begins_at_zero(now: &Scrape) {
     for (name, label, value) in [
         ("thingspace_gateway_orders_total", "outcome", "unknown"),
         ("thingspace_gateway_renewals_total", "outcome", "rejected"),
@@ -99,6 +92,16 @@ async fn embedded() -> Scrape {
     ] {
         assert_eq!(now.sum(name, &[(label, value)]), Some(0.0), "{name}");
     }
+}
+
+/// Everything that a gateway with an embedded store measures.
+async fn embedded() -> Scrape {
+    let it = Scenario::start().await;
+    it.reaches("thingspace_gateway_registration_state", &[("state", "registered")], 1.0).await;
+    let mut client = it.gateway.client().await;
+    let sim = &it.upstream.sim;
+
+    begins_at_zero(&it.scrape().await);
 
     // An order, its poll, a watch that sees a callback, and one that resumes.
     let placed = client.download_profile(with(order("k", 0..2), ORDERS)).await.unwrap();
