@@ -27,18 +27,24 @@ PYTHON_SDK := $(subst packages,packages:$(CURDIR)/$(SDK),$(PYTHON))
 PYTEST := $(PYTHON) -m pytest --quiet -p no:cacheprovider
 PYTEST_SDK := $(subst $(PYTHON),$(PYTHON_SDK),$(PYTEST))
 
+BENCH := cargo bench --locked --profile quick --bench suite --
+
 # For `make image-test`: how this machine runs containers. For example without systemd:
 #   make image-test PODMAN='podman --runtime runc --cgroup-manager cgroupfs' PODMAN_RUN='--ulimit nofile=20000:20000'
 PODMAN := podman
 PODMAN_RUN :=
 
-.PHONY: help test test-clients conformance api-docs test-operations soak chart-test sdk-test lint audit advisories fmt tools chart-tools sdk nginx prometheus chart proto-image image image-test release
+.PHONY: help test test-clients conformance api-docs test-operations bench bench-quick bench-smoke bench-publish soak chart-test sdk-test lint audit advisories fmt tools chart-tools sdk nginx prometheus chart proto-image image image-test release
 
 help:
 	@echo 'make test         run every test; the heavy ones last, one at a time'
 	@echo 'make test-clients check and test the clients, and run the tests of proxies with the nginx of Debian'
 	@echo 'make conformance  run the scenarios of clients/conformance with drivers that are built; see its README.md'
 	@echo 'make test-operations test alerts, dashboard and metrics with the Prometheus of Debian'
+	@echo 'make bench        measure everything against references; writes target/bench/report.md'
+	@echo 'make bench-quick  measure with fewer runs and sizes, in about five minutes'
+	@echo 'make bench-smoke  measure the least, and fail if a ratio is much worse than in docs/benchmarks/report.json'
+	@echo 'make bench-publish copy the last report into the documents'
 	@echo 'make soak         run an outage of ten minutes, where make test has one, and ten times as many generated answers'
 	@echo 'make chart-test   run only the tests of the Helm chart and of the Dockerfile'
 	@echo 'make sdk-test     run only the tests in Python: with the SDK of Verizon, and with a gRPC client, Envoy and nginx'
@@ -90,6 +96,22 @@ conformance: tools chart-tools sdk
 test-operations: tools chart-tools sdk prometheus
 	cargo test --locked --no-run --test it
 	$(PYTEST_SDK) tests/operations
+
+# Envoy comes with the SDK's packages, and NATS with the tools.
+bench: tools sdk
+	$(BENCH) full
+
+bench-quick: tools sdk
+	$(BENCH) quick
+
+bench-smoke: tools sdk
+	$(BENCH) smoke
+
+# Copies the last report and its plots into the documents.
+bench-publish:
+	mkdir -p docs/benchmarks
+	cp target/bench/report.json target/bench/*.svg docs/benchmarks
+	sed -i -e '/<!-- report -->/,/<!-- end -->/{//!d}' -e '/<!-- report -->/r target/bench/report.md' docs/benchmarks.md
 
 # The documentation is for contributors: it shows private items and may link to them.
 lint: tools

@@ -15,7 +15,7 @@ const CONNECTIONS: usize = 20;
 const WATCHES: usize = 1_000;
 
 /// The most memory of an idle watch, in bytes: twice the 4.3 kB of a build without optimisation, so
-/// that a regression is seen. `benches/streams` measures the optimised one.
+/// that a regression is seen. `benches/suite` measures the optimised one.
 const MAX_BYTES: u64 = 8_600;
 
 /// The window of a connection, in bytes. All snapshots fit into it.
