@@ -287,8 +287,8 @@ async fn a_file_that_is_removed_under_load_orders_nothing_twice() {
     says(process.admin, REMOVED).await;
     all.extend(load.end().await);
     process.terminate();
-    // The result of an order that was being sent may not fit into the time of the drain, because the
-    // store takes it only at its end. Then the gateway says so.
+    // The result of an order that was being sent may not fit into the time of the drain, because
+    // the store takes it only at its end. Then the gateway says so.
     let (status, lines) = process.wait().await;
     let is_cut = |line: &String| line.contains("orders were in progress");
     assert!(status.success() || lines.iter().any(is_cut), "{status}: {lines:#?}");
